@@ -1,0 +1,1 @@
+"""The domain of Manta: plain Python that imports no Ray."""

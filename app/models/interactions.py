@@ -1,0 +1,159 @@
+"""The arrays that models see: interactions to fit on, histories to answer, the catalogue they speak of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+Rows = NDArray[np.int32]
+Times = NDArray[np.int64]
+Weights = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """The items a bundle or a training set speaks of; a row number stands for an item in every array.
+
+    Attributes:
+        item_ids: n_items distinct ids; the position is the row.
+        columns: n_items rows, the item columns (without `item_id`); list columns are `list<string>`.
+        row_of: id to row.
+    """
+
+    item_ids: list[str]
+    columns: pa.Table
+    row_of: dict[str, int] = field(repr=False)
+
+    @classmethod
+    def of(cls, item_ids: Sequence[str], columns: pa.Table | None = None) -> "Catalogue":
+        ids = list(item_ids)
+        table = columns if columns is not None else pa.table({"_": pa.nulls(len(ids))}).drop_columns(["_"])
+        return cls(ids, table, {item: row for row, item in enumerate(ids)})
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Histories:
+    """A ragged batch of B histories, each oldest first.
+
+    Attributes:
+        items: int32 (N,), catalogue rows. Rows >= a model's n_items are unknown to it: it ignores them.
+        weights: float32 (N,), > 0, the surface's or the training view's weight of each event.
+        times: int64 (N,), event time in milliseconds since 1970.
+        offsets: int64 (B + 1,), history b is `items[offsets[b]:offsets[b + 1]]`.
+        as_of: int64 (B,), the time that decay counts from, milliseconds.
+    """
+
+    items: Rows
+    weights: Weights
+    times: Times
+    offsets: NDArray[np.int64]
+    as_of: Times
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.diff(self.offsets)
+
+    @property
+    def owner(self) -> NDArray[np.int64]:
+        """int64 (N,): the history each entry belongs to."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    def last(self, limit: int) -> "Histories":
+        """Only the newest `limit` entries of each history."""
+        starts = np.maximum(self.offsets[:-1], self.offsets[1:] - limit)
+        return self._gather(starts, self.offsets[1:], self.as_of)
+
+    def slice(self, start: int, end: int) -> "Histories":
+        """Histories start to end - 1."""
+        first, last = self.offsets[start], self.offsets[end]
+        return Histories(
+            self.items[first:last],
+            self.weights[first:last],
+            self.times[first:last],
+            self.offsets[start : end + 1] - first,
+            self.as_of[start:end],
+        )
+
+    def _gather(self, starts: NDArray[np.int64], ends: NDArray[np.int64], as_of: Times) -> "Histories":
+        lengths = ends - starts
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        index = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+        return Histories(self.items[index], self.weights[index], self.times[index], offsets, as_of)
+
+    @classmethod
+    def of_lists(cls, lists: Sequence[Sequence[int]], as_of: int = 0) -> "Histories":
+        """Histories of plain row lists, weight 1, times counting up to `as_of`."""
+        lengths = [len(rows) for rows in lists]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        items = np.array([row for rows in lists for row in rows], dtype=np.int32)
+        ahead = np.array([length - place for length in lengths for place in range(length)], dtype=np.int64)
+        return cls(items, np.ones(len(items), np.float32), as_of - ahead, offsets, np.full(len(lists), as_of, np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class Interactions:
+    """Events to fit on, in (time, file) order.
+
+    Attributes:
+        users: int32 (N,), 0 <= user < n_users.
+        items: int32 (N,), catalogue rows.
+        weights: float32 (N,), > 0.
+        times: int64 (N,), milliseconds, ascending.
+        n_users, n_items: sizes; an item without an event is a row all the same.
+    """
+
+    users: Rows
+    items: Rows
+    weights: Weights
+    times: Times
+    n_users: int
+    n_items: int
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def end(self) -> int:
+        """The as-of time after the last event, milliseconds."""
+        return int(self.times[-1]) + 1 if len(self) else 0
+
+    def before(self, time: int) -> "Interactions":
+        """The events with a time below `time`."""
+        n = int(np.searchsorted(self.times, time, side="left"))
+        return Interactions(
+            self.users[:n], self.items[:n], self.weights[:n], self.times[:n], self.n_users, self.n_items
+        )
+
+    def histories(self) -> Histories:
+        """One history per user (n_users of them), as of the end."""
+        order = np.argsort(self.users, kind="stable")
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(self.users, minlength=self.n_users))]).astype(np.int64)
+        as_of = np.full(self.n_users, self.end, np.int64)
+        return Histories(self.items[order], self.weights[order], self.times[order], offsets, as_of)
+
+    def histories_before(self, cases: NDArray[np.int64]) -> Histories:
+        """For each case (a position in these events) the user's history before that very event, as of its time."""
+        order = np.argsort(self.users, kind="stable")
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        first = np.concatenate([[0], np.cumsum(np.bincount(self.users, minlength=self.n_users))]).astype(np.int64)
+        whole = Histories(
+            self.items[order], self.weights[order], self.times[order], first, np.zeros(self.n_users, np.int64)
+        )
+        return whole._gather(first[self.users[cases]], place[cases], self.times[cases])
+
+
+def json_ready(value: Any) -> Any:
+    """numpy scalars and arrays as plain JSON values."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return value.tolist() if isinstance(value, np.ndarray) else value

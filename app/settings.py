@@ -1,0 +1,268 @@
+"""Typed settings: environment over file over default; unknown keys are refused."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from app.errors import SettingsError
+from app.surfaces import SurfaceSettings
+
+PREFIX = "MANTA_"
+# Variables of the same prefix that are not settings.
+NOT_SETTINGS = frozenset({"MANTA_HOME", "MANTA_SETTINGS", "MANTA_CACHE", "MANTA_TEST", "MANTA_FAULT"})
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HttpSettings(Section):
+    """The endpoint."""
+
+    host: str = Field("127.0.0.1", description="Address the endpoint listens on; without keys loopback only.")
+    port: int = Field(8000, ge=1, le=65535, description="Port of the endpoint.")
+    max_body_bytes: int = Field(1_000_000, ge=1024, description="Larger request bodies get 413.")
+
+
+class KafkaSettings(Section):
+    """The broker and how Manta speaks to it."""
+
+    bootstrap_servers: str = Field("", description="`HOST:PORT[,...]`; empty: the embedded broker, for trying out.")
+    partitions: int = Field(4, ge=1, le=1024, description="Partitions of topics that Manta creates.")
+    replication_factor: int = Field(1, ge=1, description="Replicas of topics that Manta creates.")
+    max_in_flight_events: int = Field(20_000, ge=1, description="Unacknowledged events a gateway holds; beyond: 503.")
+    linger_ms: float = Field(1.0, ge=0, description="How long the producer gathers a batch.")
+    delivery_timeout_s: float = Field(3.0, gt=0, description="After this an unacknowledged event is a 503.")
+    client: dict[str, str] = Field(
+        default={}, description="More librdkafka properties (TLS, SASL), for example `security.protocol: SASL_SSL`."
+    )
+
+
+class EventSettings(Section):
+    """What an event may be."""
+
+    dedup_days: float = Field(7.0, gt=0, description="Same (user or session, event_id) within this counts once.")
+    max_future_s: float = Field(600.0, ge=0, description="Event times further ahead of arrival are refused.")
+    types_without_item: tuple[str, ...] = Field(("merge", "search"), description="Event types that need no item_id.")
+
+
+class LakeSettings(Section):
+    """The Iceberg lake."""
+
+    catalog: dict[str, str] = Field(
+        default={}, description="pyiceberg catalog properties; empty: sqlite under MANTA_HOME."
+    )
+    warehouse: str = Field("", description="Where tables live; empty: `$MANTA_HOME/lake`.")
+    namespace: str = Field("manta", description="Iceberg namespace.")
+    partition: Literal["day", "month"] = Field("day", description="Partition of the events by event time.")
+    max_open_partitions: int = Field(200, ge=1, description="Partition files one commit writes at most.")
+
+
+class IngestSettings(Section):
+    """Kafka to lake."""
+
+    task_rows: int = Field(250_000, ge=1, description="Messages one read task holds at most.")
+    chunk_rows: int = Field(1_000_000, ge=1, description="Messages one commit takes at most.")
+    cpus_per_task: float = Field(0.5, gt=0, description="CPUs a read task reserves.")
+
+
+class StateSettings(Section):
+    """User and item state in RocksDB."""
+
+    placement: Literal["node", "sharded"] = Field("node", description="`node`: every node holds all users.")
+    shards: int = Field(1, ge=1, description="Fixed at creation; only for `sharded`.")
+    max_history: int = Field(3000, ge=1, le=100_000, description="Newest events kept per user.")
+    catch_up_timeout_s: float = Field(1.0, gt=0, description="A replica that cannot catch up within this answers 503.")
+    batch_events: int = Field(2000, ge=1, description="Events the writer applies in one write batch at most.")
+
+
+class AutoscaleSettings(Section):
+    """Replicas of a deployment."""
+
+    min_replicas: int = Field(1, ge=0)
+    max_replicas: int = Field(1, ge=1)
+    target_ongoing_requests: float = Field(16.0, gt=0, description="Requests in flight a replica is scaled for.")
+    upscale_delay_s: float = Field(10.0, ge=0)
+    downscale_delay_s: float = Field(120.0, ge=0)
+    num_cpus: float = Field(0.2, ge=0, description="CPUs a replica reserves; its thread pools are capped to it.")
+    num_gpus: float = Field(0.0, ge=0)
+    max_queued_requests: int = Field(2000, ge=1, description="Serve's own limit; stays above ours.")
+
+
+class ServeSettings(Section):
+    """Ray Serve."""
+
+    haproxy: bool = Field(True, description="`false`: Serve's Python proxy, slower, without HAProxy's two open ports.")
+    gateway: AutoscaleSettings = AutoscaleSettings(min_replicas=2, max_replicas=4)
+    retriever: AutoscaleSettings = AutoscaleSettings(num_cpus=0.1)
+    ranker: AutoscaleSettings = AutoscaleSettings(num_cpus=0.1)
+    max_batch: int = Field(32, ge=1, le=1024, description="Requests one micro-batch holds at most.")
+    batch_wait_ms: float = Field(1.0, ge=0, description="Longest wait for a batch to fill while others are in flight.")
+    max_ongoing_requests: int = Field(256, ge=1, description="Requests a gateway works on; beyond: 429.")
+    impressions_buffer: int = Field(50_000, ge=1, description="Impressions waiting for the broker; beyond: dropped.")
+
+
+class CacheSettings(Section):
+    """The answer cache of each gateway replica."""
+
+    answers: bool = Field(True, description="Keep answers by surface, bundle, user and history version.")
+    max_bytes: int = Field(256_000_000, ge=1_000_000, description="Disk bound of one replica's cache.")
+
+
+class RaySettings(Section):
+    """The local Ray that `manta up` and `scripts/demo` start."""
+
+    num_cpus: int | None = Field(None, ge=1, description="CPUs Ray may use; null: those of the machine.")
+    object_store_bytes: int = Field(300_000_000, ge=80_000_000, description="Size of the object store.")
+    session_dir: str = Field("", description="Parent of Ray's session folder (a short path); empty: the temp folder.")
+
+
+class LearnSettings(Section):
+    """Splits, the training view of events, and the promotion gate."""
+
+    validation_fraction: float = Field(0.1, gt=0, lt=0.5, description="Newest part of the lake that validates.")
+    ranker_fraction: float = Field(0.1, gt=0, lt=0.5, description="Part before that from which the ranker learns.")
+    event_weights: dict[str, float] = Field(default={"rating": 1.0, "purchase": 1.0, "click": 1.0})
+    metric: str = Field("ndcg_at_10", description="What sweep, blend, early stopping and gate compare.")
+    validation_users: int = Field(2000, ge=10, description="Validation cases are sampled down to about this many.")
+    seed: int = Field(0, ge=0)
+    gate_tolerance: float = Field(0.0, ge=0, description="How much worse than the champion a bundle may be.")
+
+
+class RegistrySettings(Section):
+    """Bundles and what is live."""
+
+    url: str = Field("", description="SQLAlchemy address of the registry; empty: sqlite under MANTA_HOME.")
+    bundles: str = Field("", description="Folder of the bundles; empty: `$MANTA_HOME/bundles`.")
+    keep: int = Field(10, ge=2, description="Bundles kept besides those that are live.")
+
+
+class LogSettings(Section):
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    requests: bool = Field(False, description="One JSON line per request.")
+
+
+class Settings(Section):
+    """Everything `manta.yaml` may say."""
+
+    http: HttpSettings = HttpSettings()
+    kafka: KafkaSettings = KafkaSettings()
+    events: EventSettings = EventSettings()
+    lake: LakeSettings = LakeSettings()
+    ingest: IngestSettings = IngestSettings()
+    state: StateSettings = StateSettings()
+    serve: ServeSettings = ServeSettings()
+    cache: CacheSettings = CacheSettings()
+    ray: RaySettings = RaySettings()
+    learn: LearnSettings = LearnSettings()
+    registry: RegistrySettings = RegistrySettings()
+    log: LogSettings = LogSettings()
+    surfaces: dict[str, SurfaceSettings] = Field(
+        default={"home": SurfaceSettings()}, min_length=1, description="Surfaces by name; the first is the default."
+    )
+
+    @field_validator("surfaces")
+    @classmethod
+    def _names(cls, value: dict[str, SurfaceSettings]) -> dict[str, SurfaceSettings]:
+        for name in value:
+            if not name.replace("-", "").replace("_", "").isalnum():
+                raise ValueError(f"surface name {name!r}: letters, digits, - and _ only")
+        return value
+
+    @property
+    def default_surface(self) -> str:
+        """The surface of a request that names none: the first."""
+        return next(iter(self.surfaces))
+
+
+def home_folder() -> Path:
+    """`MANTA_HOME`, default `.manta/` in the checkout (the folder above `app/`), absolute."""
+    named = os.environ.get("MANTA_HOME")
+    return Path(named).absolute() if named else Path(__file__).resolve().parent.parent / ".manta"
+
+
+def load_settings(file: Path | None = None, environ: dict[str, str] | None = None) -> Settings:
+    """Settings from FILE (default: `$MANTA_SETTINGS`, else `manta.yaml` here or in the checkout, else none).
+
+    Raises:
+        SettingsError: unknown key, wrong type or missing file, with file, key, found and wanted.
+    """
+    env = dict(os.environ) if environ is None else environ
+    path = file or _settings_file(env)
+    values: dict[str, Any] = {}
+    if path is not None:
+        values = _read_yaml(path)
+    origin = str(path) if path else "defaults"
+    from_env = _from_environment(env)
+    merged = _merge(values, from_env)
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        keys = [str(part) for part in first["loc"]]
+        where = "environment" if _holds(from_env, keys) else origin
+        key = PREFIX + "__".join(keys).upper() if where == "environment" else ".".join(keys)
+        wanted = "no such key" if first["type"] == "extra_forbidden" else first["msg"]
+        raise SettingsError(where, key, first.get("input"), wanted) from None
+
+
+def _settings_file(env: dict[str, str]) -> Path | None:
+    if named := env.get("MANTA_SETTINGS"):
+        return Path(named)
+    for folder in (Path.cwd(), Path(__file__).resolve().parent.parent):
+        if (folder / "manta.yaml").exists():
+            return folder / "manta.yaml"
+    return None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise SettingsError(str(path), "(file)", "no such file", "a settings file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(str(path), "(file)", str(error).replace("\n", " "), "readable YAML") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise SettingsError(str(path), "(top)", type(loaded).__name__, "a mapping of sections")
+    return loaded
+
+
+def _from_environment(env: dict[str, str]) -> dict[str, Any]:
+    """`MANTA_HTTP__PORT=8001` as nested values; each value is read as YAML, so that lists and numbers work."""
+    tree: dict[str, Any] = {}
+    for name, text in sorted(env.items()):
+        if not name.startswith(PREFIX) or name in NOT_SETTINGS:
+            continue
+        keys = name.removeprefix(PREFIX).lower().split("__")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        node = tree
+        for key in keys[:-1]:
+            node = node.setdefault(key, {})
+            if not isinstance(node, dict):
+                raise SettingsError("environment", name, text, "a key that no other variable gives a plain value")
+        node[keys[-1]] = text if value is None or keys[-1] == "bootstrap_servers" else value
+    return tree
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _holds(tree: Any, keys: list[str]) -> bool:
+    for key in keys:
+        if not isinstance(tree, dict) or key not in tree:
+            return False
+        tree = tree[key]
+    return True

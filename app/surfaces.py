@@ -1,0 +1,48 @@
+"""A surface's section of the settings: one place where recommendations show."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class SourceSettings(BaseModel):
+    """How many candidates one source of the bundle contributes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    family: str = Field(description="Candidate family as the bundle names it (`item_knn`, `ease`, `content` ...).")
+    k: int = Field(100, ge=1, le=2000, description="Candidates taken from this source.")
+
+
+class RuleSettings(BaseModel):
+    """What an answer must obey on every rung of the ladder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seen: Literal["never", "allowed"] = Field("never", description="`never`: items of the history are not shown again.")
+
+
+class SurfaceSettings(BaseModel):
+    """One surface. Adding one is configuration, never code."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    topology: Literal["colocated", "distributed"] = Field(
+        "colocated", description="`colocated`: stages inside the gateway; `distributed`: own deployments."
+    )
+    anchor: Literal["required", "optional"] = Field("optional", description="Whether a request must name `items`.")
+    timeout_ms: int = Field(100, ge=1, le=10_000, description="Deadline of a request that names none.")
+    k: int = Field(10, ge=1, le=500, description="Answer length of a request that names none.")
+    event_weights: dict[str, float] = Field(
+        default={"rating": 1.0, "purchase": 1.0, "click": 1.0},
+        description="Weight of each event type in the history; types not named count 0.",
+    )
+    history_limit: int = Field(200, ge=1, le=10_000, description="Newest weighted events the models look at.")
+    candidates: int = Field(200, ge=10, le=2000, description="Candidates that reach the ranker.")
+    sources: tuple[SourceSettings, ...] = Field(
+        default=(), description="Sources to merge; empty: the mix that the bundle chose on validation."
+    )
+    ranked: bool = Field(True, description="`false`: retrieval order is the configured answer (no ranker).")
+    rules: RuleSettings = Field(default=RuleSettings(), description="Rules that every rung obeys.")
+    cache_ttl_s: float = Field(60.0, ge=0, description="Longest life of a cached answer; 0: no answer cache.")
+    personal: bool = Field(True, description="`false`: the stored history is not used for candidates (trending).")

@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import pytest
+
+from app.errors import SettingsError
+from app.settings import load_settings
+from scripts.settings_reference import reference
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "manta.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_environment_over_file_over_default(tmp_path: Path) -> None:
+    file = write(tmp_path, "http: {port: 8001}\nkafka: {partitions: 2}\n")
+    settings = load_settings(file, {"MANTA_HTTP__PORT": "8002", "MANTA_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:9092"})
+    assert (settings.http.port, settings.kafka.partitions, settings.http.host) == (8002, 2, "127.0.0.1")
+    assert settings.kafka.bootstrap_servers == "127.0.0.1:9092"
+
+
+def test_a_surface_can_be_changed_from_the_environment(tmp_path: Path) -> None:
+    file = write(tmp_path, "surfaces: {home: {k: 5}, related: {anchor: required}}\n")
+    settings = load_settings(file, {"MANTA_SURFACES__HOME__TIMEOUT_MS": "50"})
+    assert settings.surfaces["home"].timeout_ms == 50
+    assert settings.surfaces["home"].k == 5
+    assert settings.default_surface == "home"
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "named"),
+    [
+        ("htpp: {port: 1}", {}, ["manta.yaml", "htpp", "no such key"]),
+        ("http: {port: eight}", {}, ["manta.yaml", "http.port", "'eight'", "integer"]),
+        ("http: {port: 0}", {}, ["http.port", "greater than or equal to 1"]),
+        ("http: [1]", {}, ["manta.yaml", "http", "[1]"]),
+        ("- a", {}, ["manta.yaml", "mapping"]),
+        ("a: {", {}, ["manta.yaml", "readable YAML"]),
+        ("surfaces: {}", {}, ["surfaces"]),
+        ("{}", {"MANTA_HTTP__PROT": "1"}, ["environment", "MANTA_HTTP__PROT", "no such key"]),
+        ("{}", {"MANTA_NOPE": "1"}, ["environment", "MANTA_NOPE", "no such key"]),
+        ("{}", {"MANTA_HTTP__PORT": "x"}, ["environment", "MANTA_HTTP__PORT", "'x'"]),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, environ: dict[str, str], named: list[str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(write(tmp_path, text), environ)
+    assert all(part in str(caught.value) for part in named), str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no such file"):
+        load_settings(tmp_path / "absent.yaml", {})
+
+
+def test_the_demo_settings_are_valid_and_its_surfaces_are_those_of_the_contract() -> None:
+    settings = load_settings(ROOT / "manta.yaml", {})
+    topologies = {name: surface.topology for name, surface in settings.surfaces.items()}
+    assert topologies == {"home": "colocated", "related": "distributed", "trending": "colocated"}
+    assert settings.surfaces["related"].anchor == "required"
+
+
+def test_the_settings_page_is_current() -> None:
+    assert (ROOT / "docs" / "settings.md").read_text() == reference(), (
+        "python -m scripts.settings_reference > docs/settings.md"
+    )

@@ -1,0 +1,222 @@
+"""The promotion gate: may this bundle go live, and if not, by which figures?
+
+A manifest is read here as JSON, as the registry keeps it: `metrics` maps a name (a family, `chain` for the whole
+bundle, `versus ID` for a comparison with an older bundle) to its figures, `validation_split` identifies the cases.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.bundles.registry import Promotion, Registry
+from app.errors import BundleError, Conflict, GateRefused, NotFound
+from app.settings import LearnSettings, Settings
+
+CHAIN = "chain"
+Json = Mapping[str, Any]
+# Metrics of an older bundle on the validation cases of a newer one: (the older manifest, the newer) -> figures.
+Reevaluate = Callable[[Json, Json], Mapping[str, float]]
+# Looks at a bundle; raises BundleError (hashes) or any MantaError (smoke request) where something is wrong.
+Check = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class GateResult:
+    """Whether a bundle may go live; `figures` are JSON and say by which numbers."""
+
+    passed: bool
+    reason: str
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A promotion that may go on: load the bundle, then `registry.move(promotion.bundle, expected)`.
+
+    Attributes:
+        expected: surface to what was live when the gate looked, which must still be so at the move.
+    """
+
+    promotion: Promotion
+    expected: dict[str, str | None]
+
+
+def versus(bundle: str) -> str:
+    """The name in `metrics` of a recorded comparison with `bundle`: its figures, and ours as `chain_METRIC`."""
+    return f"versus {bundle}"
+
+
+def check(
+    candidate: Json, champion: Json | None, learn: LearnSettings, *, reevaluate: Reevaluate | None = None
+) -> GateResult:
+    """Compares a bundle with the live one by `learn.metric` on one and the same set of cases.
+
+    The same validation split: the recorded figures. Another split: the comparison that the sweep recorded when it
+    built the candidate, else the champion measured again on the candidate's cases by `reevaluate`, else refused.
+
+    Args:
+        champion: the live bundle's manifest, None: nothing is live, so that any measured bundle passes.
+    """
+    metric = learn.metric
+    own = _figure(candidate, CHAIN, metric)
+    figures: dict[str, Any] = {"metric": metric, "candidate": own, "tolerance": learn.gate_tolerance}
+    if own is None:
+        return GateResult(False, f"the bundle's manifest has no {metric} of its chain", figures)
+    if champion is None:
+        return GateResult(True, "nothing is live yet", figures)
+    figures["champion_bundle"] = champion.get("id")
+    theirs, own, basis = _comparable(candidate, champion, metric, own, reevaluate)
+    figures |= {"candidate": own, "champion": theirs, "basis": basis}
+    if theirs is None or own is None:
+        reason = (
+            f"the live bundle {champion.get('id')} was validated on another split and no comparison is recorded; "
+            "sweep again, or force"
+        )
+        return GateResult(False, reason, figures)
+    said = f"{metric} {own:.4f} against {theirs:.4f} of the live bundle {champion.get('id')} ({basis})"
+    if own + learn.gate_tolerance < theirs:
+        return GateResult(False, f"worse than what is live: {said}", figures)
+    return GateResult(True, said, figures)
+
+
+def _comparable(
+    candidate: Json, champion: Json, metric: str, own: float, reevaluate: Reevaluate | None
+) -> tuple[float | None, float | None, str]:
+    """(champion's figure, candidate's figure, on what both were measured)."""
+    split = candidate.get("validation_split")
+    if split is not None and split == champion.get("validation_split"):
+        return _figure(champion, CHAIN, metric), own, "same validation split"
+    recorded = versus(str(champion.get("id")))
+    if (theirs := _figure(candidate, recorded, metric)) is not None:
+        return theirs, _figure(candidate, recorded, f"{CHAIN}_{metric}"), "compared when the bundle was built"
+    if reevaluate is not None:
+        found = reevaluate(champion, candidate).get(metric)
+        return (None if found is None else float(found)), own, "live bundle measured again"
+    return None, own, "different validation splits"
+
+
+def _figure(manifest: Json, name: str, metric: str) -> float | None:
+    value = (manifest.get("metrics") or {}).get(name, {}).get(metric)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def admit(
+    registry: Registry,
+    settings: Settings,
+    bundle: str,
+    surfaces: Sequence[str] | None = None,
+    *,
+    force: bool = False,
+    expected: str | None = None,
+    verify: Check,
+    smoke: Check | None = None,
+    reevaluate: Reevaluate | None = None,
+    total: int = 0,
+) -> Admission:
+    """Everything before loading: what is live is what was expected, hashes, the metric gate, a smoke request.
+
+    Args:
+        surfaces: default: every configured surface that the bundle was built for.
+        force: skips the metric gate, and nothing else.
+        expected: the bundle that must be live on each surface now.
+        total: replicas that will have to load the bundle.
+
+    Returns:
+        The admission; its promotion is `live` at once where the bundle is live on every surface already.
+
+    Raises:
+        NotFound: unknown bundle or surface.
+        Conflict: the bundle was not built for a surface.
+        GateRefused: refused, which is also kept as a promotion (its id is in the figures).
+    """
+    row = registry.bundle(bundle)
+    targets = _targets(settings, row.manifest, bundle, surfaces)
+    live = registry.aliases().live
+    present = {surface: live.get(surface) for surface in targets}
+    if all(found == bundle for found in present.values()):
+        return Admission(registry.start_promotion(bundle, targets, force=force, state="live", total=total), present)
+    result = _expected(present, expected)
+    if result.passed:
+        result = _sound(verify, "hashes")
+    if result.passed and not force:
+        champions = sorted({found for found in present.values() if found is not None and found != bundle})
+        result = _compare(registry, settings, row.manifest, champions, reevaluate)
+    figures, reason = result.figures, result.reason
+    if result.passed and smoke is not None:
+        result = _sound(smoke, "smoke request")
+        figures, reason = (figures, reason) if result.passed else (figures | result.figures, result.reason)
+    if not result.passed:
+        refused = registry.start_promotion(
+            bundle, targets, force=force, state="refused", reason=reason, figures=figures, total=total
+        )
+        raise GateRefused(f"bundle {bundle} is refused: {reason}", figures | {"promotion": refused.id})
+    started = registry.start_promotion(bundle, targets, force=force, reason=reason, figures=figures, total=total)
+    return Admission(started, present)
+
+
+def admit_rollback(registry: Registry, surface: str, *, verify: Callable[[str], object], total: int = 0) -> Admission:
+    """The way back to the bundle that was live on the surface before: hashes, no metric gate.
+
+    Args:
+        verify: checks the hashes of the bundle of this id.
+
+    Raises:
+        NotFound: nothing was live before.
+        GateRefused: that bundle is damaged.
+    """
+    bundle = registry.rollback_target(surface)
+    present = {surface: registry.live(surface)}
+    result = _sound(lambda: verify(bundle), "hashes")
+    if not result.passed:
+        refused = registry.start_promotion(
+            bundle, [surface], kind="rollback", state="refused", reason=result.reason, total=total
+        )
+        raise GateRefused(f"bundle {bundle} is refused: {result.reason}", {"promotion": refused.id})
+    return Admission(registry.start_promotion(bundle, [surface], kind="rollback", total=total), present)
+
+
+def _targets(settings: Settings, manifest: Json, bundle: str, surfaces: Sequence[str] | None) -> list[str]:
+    built_for = list(manifest.get("surfaces") or settings.surfaces)
+    wanted = list(surfaces) if surfaces else [name for name in settings.surfaces if name in built_for]
+    for name in wanted:
+        if name not in settings.surfaces:
+            raise NotFound(f"surface {name!r}: wanted one of {', '.join(settings.surfaces)}")
+        if name not in built_for:
+            raise Conflict(f"bundle {bundle} was built for {', '.join(built_for)}, not for surface {name!r}")
+    if not wanted:
+        raise Conflict(f"bundle {bundle} was built for {', '.join(built_for)}: none of them is configured here")
+    return wanted
+
+
+def _expected(present: Mapping[str, str | None], expected: str | None) -> GateResult:
+    if expected is None:
+        return GateResult(True, "")
+    wrong = {surface: found for surface, found in present.items() if found != expected}
+    if not wrong:
+        return GateResult(True, "")
+    found = ", ".join(f"{name}: {bundle or 'nothing'}" for name, bundle in wrong.items())
+    return GateResult(False, f"expected {expected} to be live, found {found}", {"expected": expected, "found": wrong})
+
+
+def _sound(look: Check, what: str) -> GateResult:
+    """Refuses with the reason of whatever the look at the bundle raises: nothing unsound goes live."""
+    try:
+        look()
+    except (BundleError, Conflict, NotFound) as error:
+        return GateResult(False, f"{what}: {error}", {"failed": what})
+    except Exception as error:
+        return GateResult(False, f"{what}: {type(error).__name__}: {error}", {"failed": what})
+    return GateResult(True, "")
+
+
+def _compare(
+    registry: Registry, settings: Settings, candidate: Json, champions: Sequence[str], reevaluate: Reevaluate | None
+) -> GateResult:
+    """The gate against every bundle that is live on one of the surfaces: the first refusal, else the last result."""
+    result = check(candidate, None, settings.learn)
+    for champion in champions:
+        if not result.passed:
+            return result
+        result = check(candidate, registry.bundle(champion).manifest, settings.learn, reevaluate=reevaluate)
+    return result

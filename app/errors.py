@@ -54,3 +54,11 @@ class NotFound(MantaError):
 
 class Conflict(MantaError):
     """The request contradicts what is there (`found` against `wanted`)."""
+
+
+class RequestInvalid(MantaError):
+    """One field of a request has a value that cannot be answered (HTTP 422)."""
+
+    def __init__(self, field: str, found: object, wanted: str) -> None:
+        super().__init__(f"{field}: found {found!r}, wanted {wanted}")
+        self.field, self.found, self.wanted = field, found, wanted

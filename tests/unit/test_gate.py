@@ -56,7 +56,7 @@ def test_another_split_is_measured_again_or_refused() -> None:
     assert not check(manifest("new", 0.1), old, LEARN).passed
     assert check(manifest("new", 0.1), old, LEARN, reevaluate=lambda *_: {"ndcg_at_10": 0.09}).passed
     recorded = {versus("old"): {"ndcg_at_10": 0.2, "chain_ndcg_at_10": 0.15}}
-    result = check(manifest("new", 0.3, **recorded), old, LEARN)
+    result = check(manifest("new", 0.3, "s1", **recorded), old, LEARN)
     assert not result.passed
     assert (result.figures["champion"], result.figures["candidate"]) == (0.2, 0.15)
 
@@ -95,7 +95,7 @@ def test_force_skips_neither_hashes_nor_smoke_nor_expectation(registry: Registry
 def test_unknown_names_are_refused(registry: Registry, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="'nope'"):
         admit(registry, SETTINGS, "nope", verify=fine)
-    with pytest.raises(NotFound, match="'e-mail'.*home, related"):
+    with pytest.raises(NotFound, match=r"'e-mail'.*home, related"):
         admit(registry, SETTINGS, "better", ["e-mail"], verify=fine)
     registry.register("narrow", tmp_path, manifest("narrow", 0.5) | {"surfaces": ["related"]})
     with pytest.raises(Conflict, match="built for related, not for surface 'home'"):

@@ -1,0 +1,269 @@
+"""Sending to Kafka: idempotent, acknowledged by all replicas, bounded in memory, never blocking an event loop."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from app.errors import BrokerUnavailable
+from app.events.connection import QuietLogger, bootstrap_servers, client_config
+from app.settings import KafkaSettings
+
+Record = tuple[bytes, bytes | None]
+Place = tuple[int, int]
+
+_POLL_S = 0.05
+# Larger than any message that the rules let through; the broker's own default limit is 1,048,588.
+_MAX_MESSAGE_BYTES = 1_048_000
+
+
+class EventProducer:
+    """One confluent-kafka producer with a poll thread of its own.
+
+    Args:
+        settings: `settings.kafka`.
+        max_optional: messages of `try_send` that may wait for the broker; beyond, they are dropped and counted.
+        delivery_timeout_s: after this an unacknowledged message has failed; default `kafka.delivery_timeout_s`.
+        linger_ms: how long a batch is gathered; default `kafka.linger_ms`.
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        *,
+        max_optional: int = 50_000,
+        delivery_timeout_s: float | None = None,
+        linger_ms: float | None = None,
+    ) -> None:
+        self._address = bootstrap_servers(settings)
+        self._max_in_flight = settings.max_in_flight_events
+        self._max_optional = max_optional
+        self._config = client_config(
+            settings,
+            enable__idempotence=True,
+            acks="all",
+            partitioner="murmur2_random",
+            linger__ms=settings.linger_ms if linger_ms is None else linger_ms,
+            message__timeout__ms=int(1000 * (delivery_timeout_s or settings.delivery_timeout_s)),
+            message__max__bytes=_MAX_MESSAGE_BYTES,
+            batch__size=1_000_000,
+            queue__buffering__max__messages=2 * (self._max_in_flight + max_optional),
+            queue__buffering__max__kbytes=262_144,
+            error_cb=self._on_error,
+        )
+        self.in_flight = 0
+        self.optional_in_flight = 0
+        self.dropped = 0
+        self.failed = 0
+        self._lock = threading.Lock()
+        self._fatal = False
+        self._closed = False
+        self._log = QuietLogger()
+        self._producer = self._connect()
+        self._poller = threading.Thread(target=self._poll, name="manta-producer", daemon=True)
+        self._poller.start()
+
+    async def send(self, topic: str, messages: Sequence[Record]) -> list[Place]:
+        """Sends and waits, without blocking the loop, until every message is acknowledged.
+
+        Args:
+            topic: the topic; it exists.
+            messages: (key, value) pairs; a value of None is a tombstone.
+
+        Returns:
+            (partition, offset) of each message, in order.
+
+        Raises:
+            BrokerUnavailable: too many unacknowledged messages (at once), or a delivery failed or timed out. Some of
+                the messages may stand in the topic all the same: repeat them with the same event ids.
+        """
+        if not messages:
+            return []
+        batch = _Batch(len(messages), asyncio.get_running_loop())
+        self._reserve(len(messages))
+        for place, (key, value) in enumerate(messages):
+            try:
+                self._produce(topic, key, value, self._acknowledge(batch, place))
+            except BrokerUnavailable as error:
+                self._release(len(messages) - place)
+                batch.abandon(str(error))
+                break
+        return await batch.future
+
+    def try_send(self, topic: str, key: bytes, value: bytes | None) -> bool:
+        """Sends without waiting for anything; False: dropped, since too many wait (counted in `dropped`)."""
+        with self._lock:
+            full = self.optional_in_flight >= self._max_optional or self._closed
+            self.optional_in_flight += not full
+            self.dropped += full
+        if full:
+            return False
+        try:
+            self._produce(topic, key, value, self._optional_done)
+        except BrokerUnavailable:
+            with self._lock:
+                self.optional_in_flight -= 1
+                self.dropped += 1
+            return False
+        return True
+
+    def send_blocking(
+        self, topic: str, messages: Iterable[Record], progress: Callable[[int], None] | None = None
+    ) -> int:
+        """Sends any number of messages, waiting where the broker is slower, until all are acknowledged.
+
+        Args:
+            topic: the topic; it exists.
+            messages: (key, value) pairs, taken as they are needed.
+            progress: called now and then with the number acknowledged so far.
+
+        Returns:
+            The number of messages, all acknowledged.
+
+        Raises:
+            BrokerUnavailable: a delivery failed or timed out.
+        """
+        bulk = _Bulk()
+        sent = 0
+        for key, value in messages:
+            while sent - bulk.done >= self._max_in_flight:
+                bulk.raise_failure()
+                time.sleep(0.001)
+            self._produce(topic, key, value, bulk.acknowledge)
+            sent += 1
+            if sent % 10_000 == 0:
+                bulk.raise_failure()
+                if progress is not None:
+                    progress(bulk.done)
+        while bulk.done < sent:
+            time.sleep(0.001)
+        bulk.raise_failure()
+        if progress is not None:
+            progress(sent)
+        return sent
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Delivers what waits (at most `timeout_s`) and ends the poll thread. Blocks."""
+        if self._closed:
+            return
+        self._closed = True
+        self._poller.join()
+        self._producer.flush(timeout_s)
+
+    def _connect(self) -> Producer:
+        return Producer(self._config, logger=self._log)
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal():
+            self._fatal = True
+        self._log.log(logging.WARNING, "%s: Kafka at %s: %s", error.name(), self._address, error.str())
+
+    def _poll(self) -> None:
+        while not self._closed:
+            self._producer.poll(_POLL_S)
+
+    def _produce(self, topic: str, key: bytes, value: bytes | None, done: Callable[[Any, Message], None]) -> None:
+        if self._closed:
+            raise BrokerUnavailable("the producer is closed")
+        if self._fatal:
+            self._renew()
+        try:
+            self._producer.produce(topic, value, key, on_delivery=done)
+        except BufferError:
+            raise BrokerUnavailable(f"Kafka at {self._address} cannot keep up: the send buffer is full") from None
+        except KafkaException as error:
+            raise BrokerUnavailable(f"Kafka at {self._address}: {error.args[0].str()}") from None
+
+    def _renew(self) -> None:
+        """An idempotent producer never sends again after a fatal error (its broker forgot it): a new one does."""
+        with self._lock:
+            if not self._fatal:
+                return
+            old, self._producer = self._producer, self._connect()
+            self._fatal = False
+        self._log.log(logging.WARNING, "%s: Kafka at %s: new producer after a fatal error", "renew", self._address)
+        old.purge()
+        threading.Thread(target=old.flush, args=(5.0,), daemon=True).start()  # its callbacks say what has failed
+
+    def _reserve(self, count: int) -> None:
+        with self._lock:
+            if self.in_flight + count > self._max_in_flight:
+                raise BrokerUnavailable(
+                    f"Kafka at {self._address} cannot keep up: {self.in_flight} events wait for it and {count} "
+                    f"more came, wanted at most {self._max_in_flight}"
+                )
+            self.in_flight += count
+
+    def _release(self, count: int) -> None:
+        with self._lock:
+            self.in_flight -= count
+
+    def _acknowledge(self, batch: "_Batch", place: int) -> Callable[[KafkaError | None, Message], None]:
+        def done(error: KafkaError | None, message: Message) -> None:
+            self._release(1)
+            if error is not None:
+                self.failed += 1
+                batch.abandon(f"Kafka at {self._address}: {error.str()}")
+            else:
+                batch.acknowledge(place, message.partition(), message.offset())
+
+        return done
+
+    def _optional_done(self, error: KafkaError | None, _message: Message) -> None:
+        with self._lock:
+            self.optional_in_flight -= 1
+            self.dropped += error is not None
+
+
+class _Batch:
+    """The messages of one `send` and the future that waits for them."""
+
+    def __init__(self, count: int, loop: asyncio.AbstractEventLoop) -> None:
+        self.future: asyncio.Future[list[Place]] = loop.create_future()
+        self._loop = loop
+        self._places: list[Place] = [(-1, -1)] * count
+        self._waiting = count
+
+    def acknowledge(self, place: int, partition: int, offset: int) -> None:
+        """Runs in the poll thread alone."""
+        self._places[place] = (partition, offset)
+        self._waiting -= 1
+        if self._waiting == 0:
+            self._call(self._succeed)
+
+    def abandon(self, reason: str) -> None:
+        """One has failed: the caller hears it now."""
+        self._call(lambda: self._fail(reason))
+
+    def _succeed(self) -> None:
+        if not self.future.done():
+            self.future.set_result(self._places)
+
+    def _fail(self, reason: str) -> None:
+        if not self.future.done():
+            self.future.set_exception(BrokerUnavailable(reason))
+
+    def _call(self, action: Callable[[], object]) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(action)
+
+
+class _Bulk:
+    """The count of one `send_blocking`."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.failure: str | None = None
+
+    def acknowledge(self, error: KafkaError | None, _message: Message) -> None:
+        if error is not None:
+            self.failure = error.str()
+        self.done += 1
+
+    def raise_failure(self) -> None:
+        if self.failure is not None:
+            raise BrokerUnavailable(f"Kafka: {self.failure}")

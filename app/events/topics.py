@@ -1,0 +1,135 @@
+"""Topics, their ids, partitions and offsets: administration, through kafka-python."""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from kafka import TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, OffsetSpec
+from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.protocol.consumer import IsolationLevel
+
+from app.errors import BrokerUnavailable, MantaError
+from app.events.connection import admin_config, bootstrap_servers
+from app.events.schema import COMPACTED, DLQ, EVENTS, IMPRESSIONS, ITEMS, PUBLISHED, USERS
+from app.settings import KafkaSettings
+
+ALL_TOPICS = (EVENTS, ITEMS, USERS, IMPRESSIONS, DLQ, PUBLISHED)
+# The rooms for messages that no partition count needs to spread.
+_ONE_PARTITION = frozenset({DLQ, PUBLISHED})
+_UNKNOWN_TOPIC = 3
+
+
+@dataclass(frozen=True, slots=True)
+class TopicBounds:
+    """What a topic holds now.
+
+    Attributes:
+        topic_id: changes when a topic is deleted and made anew; "" where the broker has none (the embedded one).
+        first: partition to the lowest offset that is still there.
+        end: partition to the offset after the last one that a `read_committed` reader may see.
+    """
+
+    topic: str
+    topic_id: str
+    first: dict[int, int] = field(default_factory=dict)
+    end: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def exists(self) -> bool:
+        return bool(self.end)
+
+
+@contextmanager
+def administration(settings: KafkaSettings) -> Iterator[KafkaAdminClient]:
+    """A kafka-python admin client that is closed at the end.
+
+    Raises:
+        BrokerUnavailable: the broker cannot be reached or breaks off.
+    """
+    address = bootstrap_servers(settings)
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # what it would log, the error below says in one line
+    client = None
+    try:
+        client = KafkaAdminClient(**admin_config(settings), request_timeout_ms=10_000, bootstrap_timeout_ms=10_000)
+        yield client
+    except KafkaError as error:
+        raise BrokerUnavailable(f"Kafka at {address}: {error or type(error).__name__}") from None
+    finally:
+        if client is not None:
+            client.close()
+
+
+def ensure_topics(settings: KafkaSettings, topics: Iterable[str] = ALL_TOPICS) -> list[str]:
+    """Creates the topics that are missing (`items`, `users` compacted; nothing retained less than the broker does).
+
+    Returns:
+        The topics made now.
+
+    Raises:
+        BrokerUnavailable: the broker cannot be reached.
+        MantaError: `events` or `impressions` is compacted: it would silently keep one event per user.
+    """
+    with administration(settings) as admin:
+        wanted = list(topics)
+        there = {t["name"] for t in admin.describe_topics(wanted) if t["error_code"] == 0}
+        missing = [topic for topic in wanted if topic not in there]
+        for topic in missing:
+            configs = {"cleanup.policy": "compact"} if topic in COMPACTED else {}
+            partitions = 1 if topic in _ONE_PARTITION else settings.partitions
+            made = {"num_partitions": partitions, "replication_factor": settings.replication_factor, "configs": configs}
+            try:
+                admin.create_topics({topic: made})
+            except TopicAlreadyExistsError:
+                continue
+        if missing:
+            admin.wait_for_topics(missing)
+        _refuse_compaction(admin, [topic for topic in (EVENTS, IMPRESSIONS) if topic in there])
+    return missing
+
+
+def topic_ids(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, str]:
+    """Topic to its id; topics that do not exist are left out, a broker without ids gives ""."""
+    with administration(settings) as admin:
+        return {t["name"]: str(t["topic_id"] or "") for t in admin.describe_topics(list(topics)) if not t["error_code"]}
+
+
+def bounds(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, TopicBounds]:
+    """What each topic holds now; a topic that does not exist has no partitions.
+
+    Raises:
+        BrokerUnavailable: the broker cannot be reached.
+    """
+    with administration(settings) as admin:
+        described = {t["name"]: t for t in admin.describe_topics(list(topics)) if t["error_code"] == 0}
+        parts = [TopicPartition(name, p["partition_index"]) for name, t in described.items() for p in t["partitions"]]
+        first = admin.list_partition_offsets(dict.fromkeys(parts, OffsetSpec.EARLIEST)) if parts else {}
+        end = _committed_ends(admin, parts) if parts else {}
+    held = {name: TopicBounds(name, str(t["topic_id"] or "")) for name, t in described.items()}
+    for part in parts:
+        held[part.topic].first[part.partition] = first[part].offset
+        held[part.topic].end[part.partition] = end[part].offset
+    return {topic: held.get(topic, TopicBounds(topic, "")) for topic in topics}
+
+
+def _committed_ends(admin: KafkaAdminClient, parts: list[TopicPartition]) -> dict[TopicPartition, OffsetSpec]:
+    """Ends as a `read_committed` reader sees them: an open transaction is not passed over."""
+    wanted = dict.fromkeys(parts, OffsetSpec.LATEST)
+    found: dict[TopicPartition, OffsetSpec] = admin.list_partition_offsets(
+        wanted, isolation_level=IsolationLevel.READ_COMMITTED
+    )
+    return found
+
+
+def _refuse_compaction(admin: KafkaAdminClient, topics: list[str]) -> None:
+    if not topics:
+        return
+    asked = [ConfigResource(ConfigResourceType.TOPIC, topic, ["cleanup.policy"]) for topic in topics]
+    for topic, configs in admin.describe_configs(asked)["topic"].items():
+        policy = configs.get("cleanup.policy", {}).get("value") or "delete"
+        if "compact" in policy:
+            raise MantaError(
+                f"topic {topic}: found cleanup.policy={policy}, wanted delete: compaction would silently keep one "
+                "message per user; alter the topic"
+            )

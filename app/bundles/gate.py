@@ -1,7 +1,7 @@
 """The promotion gate: may this bundle go live, and if not, by which figures?
 
-A manifest is read here as JSON, as the registry keeps it: `metrics` maps a name (a family, `chain` for the whole
-bundle, `versus ID` for a comparison with an older bundle) to its figures, `validation_split` identifies the cases.
+A manifest is read here as JSON, as the registry keeps it. Its `metrics` are flat: `ndcg_at_10` is the whole chain's,
+`FAMILY.ndcg_at_10` a family's alone, `versus.ID.…` a comparison with an older bundle; `validation` names the cases.
 """
 
 import math
@@ -13,7 +13,6 @@ from app.bundles.registry import Promotion, Registry
 from app.errors import BundleError, Conflict, GateRefused, NotFound
 from app.settings import LearnSettings, Settings
 
-CHAIN = "chain"
 Json = Mapping[str, Any]
 # Metrics of an older bundle on the validation cases of a newer one: (the older manifest, the newer) -> figures.
 Reevaluate = Callable[[Json, Json], Mapping[str, float]]
@@ -42,9 +41,9 @@ class Admission:
     expected: dict[str, str | None]
 
 
-def versus(bundle: str) -> str:
-    """The name in `metrics` of a recorded comparison with `bundle`: its figures, and ours as `chain_METRIC`."""
-    return f"versus {bundle}"
+def versus(bundle: str, metric: str) -> tuple[str, str]:
+    """The keys in `metrics` of a comparison with `bundle`, recorded at building: its figure, ours on the same cases."""
+    return f"versus.{bundle}.{metric}", f"versus.{bundle}.chain.{metric}"
 
 
 def check(
@@ -59,7 +58,7 @@ def check(
         champion: the live bundle's manifest, None: nothing is live, so that any measured bundle passes.
     """
     metric = learn.metric
-    own = _figure(candidate, CHAIN, metric)
+    own = _figure(candidate, metric)
     figures: dict[str, Any] = {"metric": metric, "candidate": own, "tolerance": learn.gate_tolerance}
     if own is None:
         return GateResult(False, f"the bundle's manifest has no {metric} of its chain", figures)
@@ -84,20 +83,20 @@ def _comparable(
     candidate: Json, champion: Json, metric: str, own: float, reevaluate: Reevaluate | None
 ) -> tuple[float | None, float | None, str]:
     """(champion's figure, candidate's figure, on what both were measured)."""
-    split = candidate.get("validation_split")
-    if split is not None and split == champion.get("validation_split"):
-        return _figure(champion, CHAIN, metric), own, "same validation split"
-    recorded = versus(str(champion.get("id")))
-    if (theirs := _figure(candidate, recorded, metric)) is not None:
-        return theirs, _figure(candidate, recorded, f"{CHAIN}_{metric}"), "compared when the bundle was built"
+    split = candidate.get("validation")
+    if split is not None and split == champion.get("validation"):
+        return _figure(champion, metric), own, "same validation split"
+    their_key, own_key = versus(str(champion.get("id")), metric)
+    if (theirs := _figure(candidate, their_key)) is not None:
+        return theirs, _figure(candidate, own_key), "compared when the bundle was built"
     if reevaluate is not None:
         found = reevaluate(champion, candidate).get(metric)
         return (None if found is None else float(found)), own, "live bundle measured again"
     return None, own, "different validation splits"
 
 
-def _figure(manifest: Json, name: str, metric: str) -> float | None:
-    value = (manifest.get("metrics") or {}).get(name, {}).get(metric)
+def _figure(manifest: Json, key: str) -> float | None:
+    value = (manifest.get("metrics") or {}).get(key)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 

@@ -1,0 +1,181 @@
+"""The features there are. Each is defined once, here; training and serving compute them by the same lines."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.features.definition import DAY_MS, Column, Feature, FeatureContext
+from app.features.spec import FeatureSpec
+
+FUSION = 10.0  # ranks beyond this place count little in the fused rank
+FOLLOW_ENTRIES = 5  # newest history entries whose followers are looked up
+FEATURES: dict[str, Feature] = {}
+
+Compute = Callable[[FeatureContext], NDArray[np.float32]]
+
+
+def _feature(columns: Callable[[FeatureSpec], tuple[str, ...]] | None = None) -> Callable[[Compute], Compute]:
+    """Enters a computation into FEATURES under its function's name; its docstring is the documentation."""
+
+    def enter(compute: Compute) -> Compute:
+        name = compute.__name__
+        FEATURES[name] = Feature(name, compute.__doc__ or "", columns or (lambda _: (name,)), compute)
+        return compute
+
+    return enter
+
+
+def _per_source(name: str) -> Callable[[FeatureSpec], tuple[str, ...]]:
+    return lambda spec: tuple(f"{name}:{source}" for source in spec.sources)
+
+
+@_feature(_per_source("source_score"))
+def source_score(c: FeatureContext) -> Column:
+    """The source's score over the largest of its scores for this question, in [-1, 1]; 0 where it did not name it."""
+    out = np.zeros_like(c.ranks)
+    starts, filled = c.starts
+    for place, column in enumerate(c.source_columns):
+        if column >= 0 and len(starts):
+            scores = c.candidates.scores[:, column]
+            largest = np.zeros(len(filled), np.float32)
+            largest[filled] = np.maximum.reduceat(np.abs(scores), starts)
+            out[place] = scores / np.maximum(largest, 1e-9)[c.owner]
+    return out
+
+
+@_feature(_per_source("source_rank"))
+def source_rank(c: FeatureContext) -> Column:
+    """1 / log2(1 + place in the source's list), in (0, 1]; 0 where it did not name the candidate."""
+    return np.where(c.ranks > 0, 1.0 / np.log2(np.maximum(c.ranks, 1) + 1.0), 0.0).astype(np.float32)
+
+
+@_feature(_per_source("source_named"))
+def source_named(c: FeatureContext) -> Column:
+    """Whether the source named the candidate: 0 or 1."""
+    return (c.ranks > 0).astype(np.float32)
+
+
+@_feature()
+def fused_rank(c: FeatureContext) -> Column:
+    """Sum over sources of FUSION / (FUSION + place)."""
+    shares: Column = np.where(c.ranks > 0, FUSION / (FUSION + c.ranks), 0.0).astype(np.float32)
+    return shares.sum(axis=0, keepdims=True)
+
+
+@_feature(lambda spec: ("content_recent", "content_last") if spec.width else ())
+def content(c: FeatureContext) -> Column:
+    """Cosine of the candidate's content to the recent taste (decaying by place) and to the last item, [0, 1]."""
+    return c.content_similarity
+
+
+@_feature(lambda spec: tuple(f"number:{column.name}" for column in spec.numbers))
+def number(c: FeatureContext) -> Column:
+    """The item's standardised number columns."""
+    return c.candidate_numbers.T
+
+
+@_feature(lambda spec: tuple(f"number_distance:{column.name}" for column in spec.numbers))
+def number_distance(c: FeatureContext) -> Column:
+    """How far each number is from that of the recent taste, in catalogue standard deviations; 0 without history."""
+    distance: Column = np.abs(c.candidate_numbers - c.recent_numbers[c.owner]).T
+    distance *= (c.histories.lengths > 0)[c.owner]
+    return distance
+
+
+@_feature(lambda spec: ("years_old",) if spec.year else ())
+def years_old(c: FeatureContext) -> Column:
+    """The as-of year minus the item's year, in decades; 0 where the item has none."""
+    place = next(number for number, column in enumerate(c.spec.numbers) if column.name == c.spec.year)
+    column = c.spec.numbers[place]
+    standard = c.candidate_numbers[:, place]
+    now = 1970.0 + c.histories.as_of / (DAY_MS * 365.2425)
+    decades = (now[c.owner] - (standard * column.scale + column.mean)) / 10.0
+    return np.where(standard == 0, 0.0, np.clip(decades, -1, 20))[None, :].astype(np.float32)
+
+
+@_feature(lambda spec: (*(f"count_{days:g}d" for days in spec.half_lives_days), "count_log", "mean_weight"))
+def item_counts(c: FeatureContext) -> Column:
+    """log1p of the decayed counts over their mean, one per half-life; log1p(count); the mean event weight."""
+    return c.statistics.table[c.statistics_rows].T
+
+
+@_feature()
+def item_age(c: FeatureContext) -> Column:
+    """log1p of the days from the item's first event to the question; 0 for an item without events."""
+    first = c.statistics.first[c.statistics_rows]
+    days = np.maximum(c.histories.as_of[c.owner] - first, 0) / DAY_MS
+    return np.where(first < c.statistics.as_of, np.log1p(days), 0.0)[None, :].astype(np.float32)
+
+
+@_feature()
+def popularity_distance(c: FeatureContext) -> Column:
+    """log1p(count) of the candidate minus that of the recent taste; 0 without history."""
+    known = c.statistics.table[:, -2]
+    rows = np.minimum(c.recent.items, c.statistics.n_items)
+    mean = np.bincount(c.recent.owner, known[rows] * c.recent_weights, minlength=len(c.recent))
+    distance = known[c.statistics_rows] - mean[c.owner]
+    return (distance * (c.histories.lengths > 0)[c.owner])[None, :].astype(np.float32)
+
+
+@_feature(lambda _: ("follows_last", "follows_recent"))
+def follows(c: FeatureContext) -> Column:
+    """How strongly the candidate has followed the last item, and the last FOLLOW_ENTRIES items (by place)."""
+    s, rows, offsets = c.statistics, c.statistics_rows, c.candidates.offsets
+    out = np.zeros((2, len(rows)), np.float32)
+    scores = np.zeros(s.n_items + 1, np.float32)
+    for question, (start, end) in enumerate(zip(c.histories.offsets[:-1], c.histories.offsets[1:], strict=True)):
+        first, last = offsets[question], offsets[question + 1]
+        touched = []
+        for place, item in enumerate(c.histories.items[max(start, end - FOLLOW_ENTRIES) : end][::-1].tolist()):
+            if item < s.n_items:
+                row = slice(s.follow_indptr[item], s.follow_indptr[item + 1])
+                scores[s.follow_items[row]] += s.follow_scores[row] / (place + 1)
+                touched.append(s.follow_items[row])
+            if place == 0:
+                out[0, first:last] = scores[rows[first:last]]
+        out[1, first:last] = scores[rows[first:last]]
+        for items in touched:
+            scores[items] = 0.0
+    return out
+
+
+@_feature()
+def history_length(c: FeatureContext) -> Column:
+    """log1p of the number of history entries."""
+    return c.per_question(np.log1p(c.histories.lengths))
+
+
+@_feature()
+def idle_time(c: FeatureContext) -> Column:
+    """log1p of the minutes since the newest history entry; 0 without history."""
+    h = c.histories
+    if len(h.times) == 0:
+        return np.zeros((1, len(c.candidates.rows)), np.float32)
+    newest = h.times[np.maximum(h.offsets[1:] - 1, 0)]
+    minutes = np.where(h.lengths > 0, np.maximum(h.as_of - newest, 0) / 60_000.0, 0.0)
+    return c.per_question(np.log1p(minutes))
+
+
+@_feature(lambda spec: tuple(f"user:{name}" for name in spec.user_numbers))
+def user_number(c: FeatureContext) -> Column:
+    """User columns that the spec names; 0 where absent or not a number."""
+    return _keyed(c, c.user_columns, c.spec.user_numbers)
+
+
+@_feature(lambda spec: tuple(f"context:{name}" for name in spec.context_numbers))
+def context_number(c: FeatureContext) -> Column:
+    """Keys of the request's context that the spec names; 0 where absent or not a number."""
+    return _keyed(c, c.context, c.spec.context_numbers)
+
+
+def _keyed(c: FeatureContext, given: Any, names: tuple[str, ...]) -> Column:
+    """Numbers by key and question, spread over the candidates: float32 (len(names), R)."""
+    values = np.zeros((len(names), len(c.histories)), np.float32)
+    for question, row in enumerate(given or ()):
+        for place, name in enumerate(names):
+            value = (row or {}).get(name)
+            if isinstance(value, int | float) and abs(value) < 1e9:
+                values[place, question] = value
+    return values[:, c.owner]

@@ -1,0 +1,149 @@
+"""What a feature is: a name and one vectorised computation, used by training and by serving alike."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.features.items import ItemFeatures
+from app.features.spec import FeatureSpec
+from app.features.statistics import ItemStatistics
+from app.models.interactions import Histories
+from app.retrieval.query import Candidates
+
+Column = NDArray[np.float32]
+DAY_MS = 86_400_000.0
+RECENT_TAU = 3.0  # places: how fast an entry loses weight in the recent taste
+RECENT_LIMIT = 30  # entries behind the newest that the recent taste still looks at
+
+
+@dataclass(slots=True, frozen=True)
+class Feature:
+    """One definition.
+
+    Attributes:
+        name: how specs name it.
+        doc: what it says, with unit and range.
+        columns: the names of the columns it gives under a spec, for example one per source.
+        compute: context -> as many float32 (R,) columns, as float32 (W, R); finite.
+    """
+
+    name: str
+    doc: str
+    columns: Callable[[FeatureSpec], tuple[str, ...]]
+    compute: Callable[["FeatureContext"], NDArray[np.float32]]
+
+
+class FeatureContext:
+    """All that the features of R candidates of B questions may look at. Arrays in, no clock: time is `as_of`.
+
+    Args:
+        spec: the bundle's feature spec.
+        histories: B histories, those that retrieval used (the anchors, where a request names items), rows of `items`.
+        candidates: R candidates, S sources.
+        sources: the names of the S sources, in the order of the candidates' columns.
+        items: content arrays of the live rows.
+        statistics: item statistics as of their own time, never later than the questions'.
+        user_columns, context: per question, or None.
+    """
+
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        histories: Histories,
+        candidates: Candidates,
+        sources: Sequence[str],
+        items: ItemFeatures,
+        statistics: ItemStatistics,
+        user_columns: Sequence[Mapping[str, Any] | None] | None = None,
+        context: Sequence[Mapping[str, Any] | None] | None = None,
+    ) -> None:
+        self.spec, self.histories, self.candidates, self.sources = spec, histories, candidates, tuple(sources)
+        self.items, self.statistics, self.user_columns, self.context = items, statistics, user_columns, context
+
+    @cached_property
+    def owner(self) -> NDArray[np.int64]:
+        """int64 (R,): the question of each candidate."""
+        return self.candidates.owner
+
+    @cached_property
+    def starts(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Where the candidates of each question that has any start, and bool (B,): which questions those are."""
+        filled = np.diff(self.candidates.offsets) > 0
+        return self.candidates.offsets[:-1][filled], filled
+
+    @cached_property
+    def source_columns(self) -> list[int]:
+        """For each source of the spec its column in the candidates, -1 where this question did not ask it."""
+        place = {name: number for number, name in enumerate(self.sources)}
+        return [place.get(name, -1) for name in self.spec.sources]
+
+    @cached_property
+    def ranks(self) -> NDArray[np.float32]:
+        """float32 (S of the spec, R): place in each source's list from 1; 0 where it did not name the candidate."""
+        out = np.zeros((len(self.source_columns), len(self.candidates.rows)), np.float32)
+        for place, column in enumerate(self.source_columns):
+            if column >= 0:
+                out[place] = self.candidates.ranks[:, column]
+        return out
+
+    @cached_property
+    def statistics_rows(self) -> NDArray[np.int64]:
+        """int64 (R,): rows into the statistics, whose last row stands for every item that they do not know."""
+        return np.minimum(self.candidates.rows, self.statistics.n_items).astype(np.int64)
+
+    @cached_property
+    def recent(self) -> Histories:
+        """The newest RECENT_LIMIT entries of each history."""
+        return self.histories.last(RECENT_LIMIT)
+
+    @cached_property
+    def recent_weights(self) -> NDArray[np.float32]:
+        """float32 (N of recent,): exp(-place / RECENT_TAU), newest place 0, summing to 1 within a history."""
+        ends = np.repeat(self.recent.offsets[1:], self.recent.lengths)
+        weights = np.exp((np.arange(len(self.recent.items)) - ends + 1) / RECENT_TAU).astype(np.float32)
+        totals = np.bincount(self.recent.owner, weights, minlength=len(self.recent))
+        return (weights / totals[self.recent.owner]).astype(np.float32)
+
+    @cached_property
+    def candidate_numbers(self) -> Column:
+        """float32 (R, M): standardised number columns of the candidates."""
+        return self.items.numbers[self.candidates.rows]
+
+    @cached_property
+    def recent_numbers(self) -> Column:
+        """float32 (B, M): the recent taste's mean of each number column."""
+        return self._taste(self.items.numbers)
+
+    @cached_property
+    def content_similarity(self) -> Column:
+        """float32 (2, R): cosine of the candidates' content to the recent taste and to the last item."""
+        vectors, offsets, rows = self.items.content, self.candidates.offsets, self.candidates.rows
+        taste = self._taste(vectors)
+        taste /= np.maximum(np.linalg.norm(taste, axis=1, keepdims=True), 1e-9)
+        last = np.zeros_like(taste)
+        some = self.recent.lengths > 0
+        last[some] = vectors[self.recent.items[self.recent.offsets[1:][some] - 1]]
+        profiles = np.stack([taste, last], axis=1)  # (B, 2, d)
+        found = vectors[rows]
+        out = np.empty((2, len(rows)), np.float32)
+        for question in range(len(profiles)):
+            start, end = offsets[question], offsets[question + 1]
+            out[:, start:end] = profiles[question] @ found[start:end].T
+        return out
+
+    def _taste(self, vectors: NDArray[np.float32]) -> Column:
+        """float32 (B, d): the weighted mean of the recent entries' vectors; zeros for an empty history."""
+        out = np.zeros((len(self.recent), vectors.shape[1]), np.float32)
+        some = self.recent.lengths > 0
+        if some.any():
+            weighted = vectors[self.recent.items] * self.recent_weights[:, None]
+            out[some] = np.add.reduceat(weighted, self.recent.offsets[:-1][some], axis=0)
+        return out
+
+    def per_question(self, values: NDArray[np.floating[Any]]) -> Column:
+        """Values (B,) spread over the candidates: float32 (1, R)."""
+        return values.astype(np.float32)[self.owner][None, :]

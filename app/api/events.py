@@ -1,0 +1,73 @@
+"""Route: POST /v1/events."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Body, Query
+
+from app.api.problems import FieldError, Problem, wrong
+from app.api.routing import Json, StrictRoute, problems
+from app.api.schemas import EventsAnswer
+from app.api.service import Service
+
+MOST = 1000
+_ONE = {"user_id": "42", "item_id": "318", "event_type": "click"}
+_EXAMPLES = {
+    "one": {"value": _ONE},
+    "a list": {"value": [_ONE, {"session_id": "s-1", "item_id": "296", "event_type": "rating", "value": 4.5}]},
+    "an envelope": {"value": {"events": [_ONE]}},
+}
+
+
+def events_routes(service: Service) -> APIRouter:
+    """The routes over `service`."""
+    router = APIRouter(route_class=StrictRoute, tags=["events"])
+
+    @router.post(
+        "/v1/events",
+        summary="Post events",
+        status_code=202,
+        response_model=None,
+        response_class=Json,
+        responses={202: {"model": EventsAnswer}, **problems(400, 413, 415, 422, 503)},
+    )
+    async def post(
+        body: Annotated[dict[str, Any] | list[Any], Body(openapi_examples=_EXAMPLES)],
+        wait: Annotated[Literal["applied"] | None, Query(description="Answer once the state holds them.")] = None,
+    ) -> Json:
+        events = entries(body, "events")
+        answer = await service.post_events(events, wait == "applied")
+        refuse_all_wrong(len(events), answer["rejected"])
+        return Json(answer, 202)
+
+    return router
+
+
+def entries(body: dict[str, Any] | list[Any], key: str, single: bool = True) -> list[Any]:
+    """The entries of a body that is one entry, a list, or `{KEY: […]}`.
+
+    Raises:
+        Problem: 422, more than 1,000 entries, an envelope with other keys, or one entry where `single` is false.
+    """
+    if isinstance(body, list):
+        found = body
+    elif isinstance(body.get(key), list):
+        others = [name for name in body if name != key]
+        if others:
+            raise Problem(
+                422, f"{others[0]}: no such key", [FieldError(name, body[name], "no such key") for name in others]
+            )
+        found = body[key]
+    elif single and key not in body:
+        found = [body]
+    else:
+        raise wrong(key, body.get(key), "a list")
+    if len(found) > MOST:
+        raise wrong(key, f"{len(found)} entries", f"at most {MOST} entries")
+    return found
+
+
+def refuse_all_wrong(posted: int, rejected: list[dict[str, Any]]) -> None:
+    """422 where nothing of what was posted could be taken."""
+    if posted and len(rejected) == posted:
+        fields = [FieldError(f"{one['index']}", one["code"], one["message"]) for one in rejected[:20]]
+        raise Problem(422, rejected[0]["message"], fields, more={"accepted": 0, "rejected": rejected})

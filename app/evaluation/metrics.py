@@ -21,7 +21,8 @@ def recall_at(ranks: Ranks, offsets: Offsets, k: int) -> PerCase:
 
 def capped_recall_at(ranks: Ranks, offsets: Offsets, k: int) -> PerCase:
     """Hits in the first k, divided by min(k, held out) (the Mult-VAE literature's recall)."""
-    return _per_case(ranks <= k, offsets) * (1.0 / np.clip(np.diff(offsets), 1, k))
+    found: PerCase = _per_case(ranks <= k, offsets) / np.clip(np.diff(offsets), 1, k)
+    return found
 
 
 def hit_rate_at(ranks: Ranks, offsets: Offsets, k: int) -> PerCase:

@@ -185,5 +185,4 @@ def number_of(value: Any) -> float | None:
 def unit_length(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows divided by their length; a row of zeros stays."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    scaled: NDArray[np.float32] = vectors / np.where(length > 0, length, np.float32(1))
-    return scaled
+    return (vectors / np.where(length > 0, length, 1)).astype(np.float32)

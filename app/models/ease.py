@@ -73,7 +73,7 @@ class Ease:
         inverse = inverse_by_users if data.n_users < data.n_items else inverse_by_items
         diagonal, blocks = inverse(users, self.params.l2)
         weights = (block * columns for block in _without_self(blocks, diagonal))
-        self._table = NeighbourTable.of_dense(weights, self.params.n_neighbours, signed=True)
+        self._table = NeighbourTable.of_blocks(weights, self.params.n_neighbours, signed=True)
         return self
 
     def neighbours(self) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:

@@ -1,5 +1,6 @@
 """Item-item neighbours from co-occurrence: cosine or BM25, over whole users or over nearby events."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -13,6 +14,9 @@ from app.models.history_decay import HistoryDecay, decayed_weights
 from app.models.interactions import Catalogue, Histories, Interactions
 from app.models.neighbour_table import NeighbourTable
 from app.models.storage import checked, load_model_files, save_model
+
+BLOCK = 512  # rows of the item-item matrix normalised at once
+DENSE = 0.05  # above this share of nonzeros, partitioning dense rows is faster than sorting sparse ones
 
 
 class ItemKnnParams(HistoryDecay):
@@ -57,7 +61,7 @@ class ItemKnn:
         del catalogue, seed, progress
         self.n_items = data.n_items
         together = nearby_pairs(data, self.params) if self.params.window else self._common_users(data)
-        self._table = NeighbourTable.of_sparse(self._normalised(together), self.params.n_neighbours)
+        self._table = NeighbourTable.of_blocks(self._similarities(together), self.params.n_neighbours)
         return self
 
     def _common_users(self, data: Interactions) -> csr_matrix:
@@ -66,16 +70,20 @@ class ItemKnn:
             users = bm25(users, self.params.k1, self.params.b)
         return (users.T @ users).tocsr()
 
-    def _normalised(self, together: csr_matrix) -> csr_matrix:
-        power, shrink = self.params.target_power, self.params.shrink
+    def _similarities(self, together: csr_matrix) -> Iterator[NDArray[np.float32] | csr_matrix]:
+        """Blocks of rows of s; dense where co-occurrence is."""
+        power = self.params.target_power
         if self.params.window:
             source, target = np.asarray(together.sum(axis=1)).ravel(), np.asarray(together.sum(axis=0)).ravel()
         else:
             source = target = together.diagonal()
-        pairs = together.tocoo()
-        below = source[pairs.row].astype(np.float64) ** (1 - power) * target[pairs.col].astype(np.float64) ** power
-        values = (pairs.data / (below + shrink)).astype(np.float32)
-        return csr_matrix((values, (pairs.row, pairs.col)), shape=pairs.shape)
+        source = np.maximum(source, 0).astype(np.float64) ** (1 - power)
+        target = np.maximum(target, 0).astype(np.float64) ** power
+        for start in range(0, self.n_items, BLOCK):
+            block = together[start : start + BLOCK].astype(np.float32)
+            rows = np.repeat(np.arange(start, start + block.shape[0]), np.diff(block.indptr))
+            block.data /= (source[rows] * target[block.indices] + self.params.shrink).astype(np.float32)
+            yield block.toarray() if block.nnz > DENSE * block.shape[0] * block.shape[1] else block
 
     def neighbours(self) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
         return self._table.indptr, self._table.indices, self._table.data

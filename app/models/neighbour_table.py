@@ -44,44 +44,51 @@ class NeighbourTable:
         return {"indptr": self.indptr, "indices": self.indices, "data": self.data}
 
     @classmethod
-    def of_dense(cls, blocks: Iterable[NDArray[np.float32]], n_neighbours: int, *, signed: bool) -> "NeighbourTable":
-        """Keeps the `n_neighbours` strongest of each row: the largest values, or with `signed` the largest sizes.
+    def of_blocks(
+        cls, blocks: Iterable[NDArray[np.float32] | csr_matrix], n_neighbours: int, *, signed: bool = False
+    ) -> "NeighbourTable":
+        """Keeps the strongest of each row: the largest values above 0, or with `signed` the largest sizes.
 
         Args:
-            blocks: float32 (b, n_items) each, rows in order; the diagonal should be 0. Zeros are never kept.
+            blocks: float32 (b, n_items) each, dense or sparse, rows in order; the diagonal and zeros are never kept.
             n_neighbours: entries kept a row at most.
             signed: negative values may be kept too.
         """
-        counts, indices, data = [], [], []
+        counts, indices, data, start = [], [], [], 0
         for block in blocks:
-            n = min(n_neighbours, block.shape[1])
-            strength = np.abs(block) if signed else block
-            kept = np.argpartition(-strength, n - 1, axis=1)[:, :n].astype(np.int32)
-            values = np.take_along_axis(block, kept, axis=1)
-            order = np.lexsort((kept, -values), axis=1)
-            kept, values = np.take_along_axis(kept, order, axis=1), np.take_along_axis(values, order, axis=1)
-            useful = values != 0 if signed else values > 0
-            counts.append(useful.sum(axis=1))
-            indices.append(kept[useful])
-            data.append(values[useful])
-        indptr = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64)
-        return cls(indptr, np.concatenate(indices), np.concatenate(data).astype(np.float32))
-
-    @classmethod
-    def of_sparse(cls, matrix: csr_matrix, n_neighbours: int, *, rows: int = 2048) -> "NeighbourTable":
-        """Keeps the `n_neighbours` largest positive values of each row; the diagonal is left out."""
-        counts, indices, data = [], [], []
-        for start in range(0, matrix.shape[0], rows):
-            block = matrix[start : start + rows].tocoo()
-            useful = (block.data > 0) & (block.row + start != block.col)
-            row, col, value = block.row[useful], block.col[useful], block.data[useful].astype(np.float32)
-            order = np.lexsort((col, -value, row))
-            row, col, value = row[order], col[order], value[order]
-            held = np.bincount(row, minlength=block.shape[0])
-            place = np.arange(len(row)) - np.repeat(np.cumsum(held) - held, held)
-            top = place < n_neighbours
-            counts.append(np.minimum(held, n_neighbours))
-            indices.append(col[top].astype(np.int32))
-            data.append(value[top])
+            row, col, value = _strongest(block, n_neighbours + 1, signed)
+            useful = (row + start != col) & ((value != 0) if signed else (value > 0))
+            row, col, value = _first_of_each_row(row[useful], col[useful], value[useful], n_neighbours, signed)
+            counts.append(np.bincount(row, minlength=block.shape[0]))
+            indices.append(col.astype(np.int32))
+            data.append(value.astype(np.float32))
+            start += block.shape[0]
         indptr = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64)
         return cls(indptr, np.concatenate(indices), np.concatenate(data))
+
+
+Entries = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]  # row, column, value
+
+
+def _strongest(block: NDArray[np.float32] | csr_matrix, n: int, signed: bool) -> Entries:
+    """Entries of a block, of a dense one only the n strongest of each row; rows together, else in any order."""
+    if not isinstance(block, np.ndarray):
+        entries = block.tocoo()
+        return entries.row.astype(np.int64), entries.col.astype(np.int64), entries.data
+    n = min(n, block.shape[1])
+    strength = -np.abs(block) if signed else -block
+    kept = np.argpartition(strength, n - 1, axis=1)[:, :n]
+    return np.repeat(np.arange(len(block)), n), kept.ravel(), np.take_along_axis(block, kept, axis=1).ravel()
+
+
+def _first_of_each_row(
+    row: NDArray[np.int64], col: NDArray[np.int64], value: NDArray[np.float32], n: int, signed: bool
+) -> Entries:
+    """The n strongest of each row, by value descending; equal values by column."""
+    order = np.lexsort((col, -np.abs(value) if signed else -value, row))
+    held = np.bincount(row, minlength=1)
+    place = np.arange(len(row)) - np.repeat(np.cumsum(held) - held, held)
+    top = order[place < n]
+    row, col, value = row[top], col[top], value[top]
+    order = np.lexsort((col, -value, row))
+    return row[order], col[order], value[order]

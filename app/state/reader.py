@@ -71,6 +71,10 @@ class StateReader(Protocol):
         """Changes with a sequence above `after`, oldest first; only the last change of each item need be there."""
         ...
 
+    def merged_into(self, session_id: str) -> str | None:
+        """The user whom a session was merged into; None: it was not."""
+        ...
+
     def applied(self, topic: str, partition: int) -> int:
         """The next offset of the partition that is not applied yet, from the shared position."""
         ...

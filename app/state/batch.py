@@ -1,0 +1,78 @@
+"""What the writer applies at once: checked messages of the topics `events`, `items` and `users`, and where they end."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import NamedTuple
+
+from app.events.schema import MERGE
+from app.state.history import NOT_IN_HISTORY, Entry
+
+
+class StateEvent(NamedTuple):
+    """An accepted event as the state sees it; at least one of `user_id` and `session_id` is there."""
+
+    partition: int
+    offset: int
+    record_time: int  # arrival, milliseconds
+    event_id: str | None
+    user_id: str | None
+    session_id: str | None
+    item_id: str | None
+    event_type: str
+    time: int  # microseconds
+    value: float  # NaN: none
+
+    @property
+    def key(self) -> bytes:
+        """Key of the history it belongs to: the user's alone where both ids are there."""
+        return user_key(self.user_id) if self.user_id else session_key(self.session_id or "")
+
+    @property
+    def identity(self) -> bytes | None:
+        """16 bytes that are equal for events that count once; None: nothing else can be equal."""
+        if self.event_id is None or self.event_type == MERGE:
+            return None
+        owner = self.user_id or self.session_id or ""
+        return blake2b(owner.encode(), digest_size=8).digest() + blake2b(self.event_id.encode(), digest_size=8).digest()
+
+    @property
+    def entry(self) -> Entry | None:
+        """Its place in the history; None: it has none there."""
+        if self.item_id is None or self.event_type in NOT_IN_HISTORY:
+            return None
+        return Entry(self.time, self.partition, self.offset, self.item_id, self.event_type, self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Messages in the order of their offsets within each partition.
+
+    Attributes:
+        events: checked events.
+        items: (item id, columns as JSON); None: withdrawn.
+        users: (user id, columns as JSON); None: forgotten.
+        offsets: (topic, partition) → next offset once this batch is applied.
+        skipped: messages left out, by reason.
+        jumps: offsets that were not there to be read, by topic and partition: a gap, or a log that ended earlier.
+    """
+
+    events: Sequence[StateEvent] = ()
+    items: Sequence[tuple[str, bytes | None]] = ()
+    users: Sequence[tuple[str, bytes | None]] = ()
+    offsets: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    jumps: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.events) + len(self.items) + len(self.users)
+
+
+def user_key(user_id: str) -> bytes:
+    """Database key of a user."""
+    return b"u" + user_id.encode()
+
+
+def session_key(session_id: str) -> bytes:
+    """Database key of a session."""
+    return b"s" + session_id.encode()

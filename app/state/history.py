@@ -1,0 +1,280 @@
+"""The pure fold of events to a history, and the record that keeps one: columnar, versioned, canonical.
+
+A record is a function of the *set* of events folded, never of their order of arrival: entries stand in the order of
+(event time, partition, offset), the newest `max_history` of them, `remove` events among them. What a removal takes
+out is left out on reading, so that an event that arrives late finds its removal still there.
+"""
+
+import struct
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from app.errors import StateUnavailable
+from app.events.schema import IMPRESSION, MERGE, REMOVE
+from app.state.reader import EMPTY_HISTORY, UserHistory
+
+FORMAT = 1
+NOT_IN_HISTORY = frozenset({IMPRESSION, MERGE})
+
+# format, flags, bytes of a type code, bytes of the type names, entries, bytes of the ids, version
+HEADER = struct.Struct("<BBBxIIIQ")
+VIEW = 1  # flag: folded from the user's own record and those of merged sessions
+_FIXED = 8 + 8 + 4 + 4 + 1  # time, offset, partition, value, length of the id
+_U64 = (1 << 64) - 1
+_VERSION_MASK = (1 << 53) - 1  # also exact as a JSON number
+_FLOAT_MAX = float(np.finfo(np.float32).max)
+_NAN = float("nan")
+
+
+class Entry(NamedTuple):
+    """One event of a history. Sorts by event time, partition, offset."""
+
+    time: int  # microseconds since 1970
+    partition: int
+    offset: int
+    item_id: str
+    event_type: str
+    value: float  # NaN: the event had none
+
+
+def fold(entries: Iterable[Entry], max_history: int, *, view: bool = False) -> bytes:
+    """The record of any number of entries in any order: the newest `max_history` by (time, partition, offset)."""
+    newest = sorted(entries, key=_place)[-max_history:]
+    return _encode(newest, view=view)
+
+
+def add(record: bytes | None, entries: Sequence[Entry], max_history: int) -> bytes:
+    """`fold` of the record's entries and more. Fast where all of them are newer than the record's last."""
+    if not record:
+        return fold(entries, max_history)
+    extended = extend(record, entries, max_history)
+    return fold([*entries_of(record), *entries], max_history) if extended is None else extended
+
+
+def entries_of(record: bytes | None) -> list[Entry]:
+    """Everything that a record keeps, removals and removed ones included, oldest first."""
+    if not record:
+        return []
+    parts = _Parts(record)
+    kinds = parts.types()
+    return [
+        Entry(*row)
+        for row in zip(
+            np.frombuffer(parts.times, np.int64).tolist(),
+            np.frombuffer(parts.partitions, np.int32).tolist(),
+            np.frombuffer(parts.offsets, np.int64).tolist(),
+            parts.item_ids(),
+            (kinds[code] for code in parts.type_codes()),
+            np.frombuffer(parts.values, np.float32).tolist(),
+            strict=True,
+        )
+    ]
+
+
+def read(record: bytes | None) -> UserHistory:
+    """The history that a record means: removals applied. None: unknown.
+
+    Raises:
+        StateUnavailable: the record is of another format.
+    """
+    if not record:
+        return EMPTY_HISTORY
+    parts = _Parts(record)
+    if parts.n == 0:
+        return EMPTY_HISTORY
+    items = parts.item_ids()
+    kinds = parts.types()
+    types = (kinds[0],) * parts.n if len(kinds) == 1 else tuple([kinds[code] for code in parts.type_codes()])
+    times = np.frombuffer(parts.times, np.int64) // 1000
+    values = np.frombuffer(parts.values, np.float32)
+    version = parts.version or 1
+    if REMOVE not in kinds:
+        return UserHistory(tuple(items), types, times, values, version)
+    keep = _kept(items, types)
+    return UserHistory(
+        tuple([items[place] for place in keep]),
+        tuple([types[place] for place in keep]),
+        times[keep],
+        values[keep],
+        version,
+    )
+
+
+def is_view(record: bytes | None) -> bool:
+    """Whether the record also holds entries of merged sessions (then the user's own stand elsewhere)."""
+    return bool(record) and bool(record[1] & VIEW)  # type: ignore[index]
+
+
+def _place(entry: Entry) -> tuple[int, int, int]:
+    return entry[:3]
+
+
+def _kept(items: Sequence[str], types: Sequence[str]) -> list[int]:
+    """Places that stay: a removal goes, and with it every earlier entry of its item."""
+    removed: set[str] = set()
+    keep: list[int] = []
+    for place in range(len(items) - 1, -1, -1):
+        if types[place] == REMOVE:
+            removed.add(items[place])
+        elif items[place] not in removed:
+            keep.append(place)
+    keep.reverse()
+    return keep
+
+
+class _Parts:
+    """A record taken apart into the bytes of its columns."""
+
+    __slots__ = (
+        "codes",
+        "ids",
+        "lengths",
+        "n",
+        "names",
+        "offsets",
+        "partitions",
+        "times",
+        "values",
+        "version",
+        "width",
+    )
+
+    def __init__(self, record: bytes) -> None:
+        version, _, width, n_names, n, n_ids, self.version = HEADER.unpack_from(record)
+        if version != FORMAT:
+            raise StateUnavailable(
+                f"history record: found format {version}, wanted {FORMAT}: run `manta state rebuild`"
+            )
+        self.n, self.width = n, width
+        sizes = (HEADER.size, n_names, 8 * n, 8 * n, 4 * n, 4 * n, n, width * n, n_ids)
+        columns = [record[start:end] for start, end in pairwise(accumulate(sizes))]
+        self.names, self.times, self.offsets, self.partitions, self.values, self.lengths, self.codes, self.ids = columns
+
+    def types(self) -> list[str]:
+        """The types that occur, sorted."""
+        found: list[str] = orjson.loads(self.names)
+        return found
+
+    def type_codes(self) -> Sequence[int]:
+        codes: list[int] = np.frombuffer(self.codes, np.uint32).tolist() if self.width > 1 else list(self.codes)
+        return codes
+
+    def item_ids(self) -> list[str]:
+        text = self.ids.decode()
+        ends = accumulate(self.lengths, initial=0)
+        if text.isascii():
+            return [text[start:end] for start, end in pairwise(ends)]
+        return [self.ids[start:end].decode() for start, end in pairwise(ends)]
+
+    def joined(self, flags: int) -> bytes:
+        header = HEADER.pack(FORMAT, flags, self.width, len(self.names), self.n, len(self.ids), self.version)
+        columns = (
+            self.names,
+            self.times,
+            self.offsets,
+            self.partitions,
+            self.values,
+            self.lengths,
+            self.codes,
+            self.ids,
+        )
+        return header + b"".join(columns)
+
+
+def _encode(entries: Sequence[Entry], *, view: bool = False) -> bytes:
+    names = sorted({entry.event_type for entry in entries})
+    width = 1 if len(names) <= 256 else 4
+    code_of = {name: code for code, name in enumerate(names)}
+    codes = [code_of[entry.event_type] for entry in entries]
+    ids = [entry.item_id.encode() for entry in entries]
+    columns = (
+        orjson.dumps(names),
+        _column([entry.time for entry in entries], np.int64),
+        _column([entry.offset for entry in entries], np.int64),
+        _column([entry.partition for entry in entries], np.int32),
+        _values(entries),
+        bytes([len(item) for item in ids]),
+        bytes(codes) if width == 1 else _column(codes, np.uint32),
+        b"".join(ids),
+    )
+    version = sum(map(_fingerprint, entries)) & _VERSION_MASK
+    flags = VIEW if view else 0
+    header = HEADER.pack(FORMAT, flags, width, len(columns[0]), len(entries), len(columns[-1]), version)
+    return header + b"".join(columns)
+
+
+def _column(values: Sequence[int], dtype: type[np.generic]) -> bytes:
+    return np.array(values, dtype).tobytes()
+
+
+def _values(entries: Sequence[Entry]) -> bytes:
+    found: NDArray[np.float64] = np.array([entry.value for entry in entries], np.float64)
+    clipped: NDArray[np.float32] = np.clip(found, -_FLOAT_MAX, _FLOAT_MAX).astype(np.float32)
+    clipped[np.isnan(clipped)] = _NAN  # one bit pattern for "none"
+    return clipped.tobytes()
+
+
+def extend(record: bytes, entries: Sequence[Entry], max_history: int) -> bytes | None:
+    """The record with newer entries at its end, or None where that is not all there is to do."""
+    parts = _Parts(record)
+    if parts.n == 0 or parts.width > 1 or len(entries) >= max_history:
+        return None
+    ordered = sorted(entries, key=_place)
+    if _last_place(parts) >= _place(ordered[0]):
+        return None
+    names = parts.types()
+    if any(entry.event_type not in names for entry in ordered):
+        return None
+    drop = max(0, parts.n + len(ordered) - max_history)
+    if drop and not _drop(parts, drop):
+        return None
+    more = _Parts(_encode(ordered))
+    parts.n += more.n
+    parts.times += more.times
+    parts.offsets += more.offsets
+    parts.partitions += more.partitions
+    parts.values += more.values
+    parts.lengths += more.lengths
+    parts.codes += bytes([names.index(entry.event_type) for entry in ordered])
+    parts.ids += more.ids
+    parts.version = (parts.version + more.version) & _VERSION_MASK
+    return parts.joined(record[1])
+
+
+def _last_place(parts: _Parts) -> tuple[int, int, int]:
+    time, offset = (int.from_bytes(column[-8:], "little", signed=True) for column in (parts.times, parts.offsets))
+    return time, int.from_bytes(parts.partitions[-4:], "little", signed=True), offset
+
+
+def _drop(parts: _Parts, count: int) -> bool:
+    """Takes the oldest entries out; False, with nothing done, where a type would no longer occur."""
+    gone, kept = parts.codes[:count], parts.codes[count:]
+    if any(code not in kept for code in set(gone)):
+        return False
+    places = zip(
+        np.frombuffer(parts.times[: 8 * count], np.int64).tolist(),
+        np.frombuffer(parts.partitions[: 4 * count], np.int32).tolist(),
+        np.frombuffer(parts.offsets[: 8 * count], np.int64).tolist(),
+        strict=True,
+    )
+    parts.version = (parts.version - sum(map(_fingerprint, places))) & _VERSION_MASK
+    parts.ids = parts.ids[sum(parts.lengths[:count]) :]
+    parts.times, parts.offsets = parts.times[8 * count :], parts.offsets[8 * count :]
+    parts.partitions, parts.values = parts.partitions[4 * count :], parts.values[4 * count :]
+    parts.lengths, parts.codes = parts.lengths[count:], kept
+    parts.n -= count
+    return True
+
+
+def _fingerprint(place: Sequence[object]) -> int:
+    """64 well-mixed bits (splitmix64) of where an event stands; their sum over the entries is the version."""
+    time, partition, offset = place[0], place[1], place[2]
+    mixed = (time * 0x9E3779B97F4A7C15 + partition * 0xC2B2AE3D27D4EB4F + offset * 0x165667B19E3779F9 + 1) & _U64  # type: ignore[operator]
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _U64
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _U64
+    return int(mixed ^ (mixed >> 31))

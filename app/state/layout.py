@@ -1,0 +1,99 @@
+"""Where the state lies on disk and how RocksDB is opened: `db/<generation>/`, and `db/current` names one of them."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from rocksdict import AccessType, DBCompressionType, Options, Rdict
+
+FORMAT = 1
+# Every column family is there from the start: a secondary that does not know one refuses to open.
+HISTORIES = "histories"  # u<user> or s<session> → what is read
+OWN = "own"  # u<user> → the user's own entries, where `histories` also holds merged sessions'
+LINKS = "links"  # u<user> → sessions merged into it; s<session> → user, time
+SEEN = "seen"  # digest of (owner, event id) → record time
+ITEMS = "items"  # item id → sequence, available, columns
+ITEM_LOG = "item_log"  # sequence → item id
+USERS = "users"  # user id → columns
+META = "meta"
+FAMILIES = (HISTORIES, OWN, LINKS, SEEN, ITEMS, ITEM_LOG, USERS, META)
+# Item sequences of a rebuilt database lie above all of the one before it, so that replicas take everything anew.
+SEQUENCES_PER_GENERATION = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class StatePaths:
+    """The files of one node's state."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, home: Path) -> "StatePaths":
+        return cls(home / "state")
+
+    @property
+    def databases(self) -> Path:
+        """The folder whose subfolders are databases."""
+        return self.root / "db"
+
+    @property
+    def position(self) -> Path:
+        return self.root / "position"
+
+    @property
+    def replicas(self) -> Path:
+        """Parent of the replicas' own folders."""
+        return self.root / "replicas"
+
+
+def database(databases: Path, generation: int) -> Path:
+    """The folder of one database."""
+    return databases / f"{generation:08d}"
+
+
+def current_generation(databases: Path) -> int:
+    """Which database is in use; 0 where none was chosen yet."""
+    try:
+        return int((databases / "current").read_text())
+    except FileNotFoundError:
+        return 0
+
+
+def choose_generation(databases: Path, generation: int) -> None:
+    """Points everyone to another database, atomically."""
+    databases.mkdir(parents=True, exist_ok=True)
+    fresh = databases / f"current.{os.getpid()}"
+    fresh.write_text(str(generation))
+    fresh.rename(databases / "current")
+
+
+def open_primary(path: Path) -> Rdict:
+    """The one writer's view; fails while another process holds it."""
+    path.mkdir(parents=True, exist_ok=True)
+    return Rdict(str(path), _options(), column_families={name: _options() for name in FAMILIES})
+
+
+def open_secondary(path: Path, own_path: Path) -> Rdict:
+    """A reader's view that follows by `try_catch_up_with_primary`; `own_path` is this reader's alone."""
+    own_path.mkdir(parents=True, exist_ok=True)
+    access = AccessType.secondary(str(own_path))
+    options = _options()
+    options.set_max_open_files(-1)  # files that the writer deletes must stay open here
+    return Rdict(str(path), options, column_families={name: _options() for name in FAMILIES}, access_type=access)
+
+
+def _options() -> Options:
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.create_missing_column_families(True)
+    options.set_compression_type(DBCompressionType.lz4())
+    options.set_write_buffer_size(16 << 20)
+    # A replica keeps what is not flushed in its own memory too.
+    options.set_db_write_buffer_size(48 << 20)
+    options.set_max_total_wal_size(64 << 20)
+    options.set_max_background_jobs(2)
+    options.set_keep_log_file_num(2)
+    options.set_max_log_file_size(4 << 20)
+    options.set_stats_dump_period_sec(0)
+    options.set_stats_persist_period_sec(0)
+    return options

@@ -1,0 +1,177 @@
+"""The writer's position in shared memory: what is applied, readable without a system call.
+
+One file per node, mapped by the writer and by every replica. The writer publishes only what RocksDB already holds.
+Single numbers are read as they stand; a consistent set is read under a sequence lock (odd while it is written).
+"""
+
+import mmap
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.errors import StateUnavailable
+from app.events.schema import EVENTS, ITEMS, USERS
+
+TOPICS = (EVENTS, ITEMS, USERS)
+MAX_PARTITIONS = 4096
+_MAGIC = int.from_bytes(b"manta\0\0\1", "little")  # the last byte is the layout
+_HEAD = 16  # 64-bit words before the offsets
+_WORDS = _HEAD + len(TOPICS) * MAX_PARTITIONS
+SIZE = _WORDS * 8
+# Words of the head.
+_LOCK, _MOVES, _GENERATION, _ITEMS, _WATERMARK, _HEARTBEAT, _PID = range(1, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What the writer shows.
+
+    Attributes:
+        offsets: topic → partition → next offset that is not applied.
+        item_sequence: sequence of the newest item change.
+        watermark: highest event time, milliseconds since 1970; 0: no events.
+        generation: which database folder holds it.
+        moves: counts the publications; equal numbers mean equal content.
+    """
+
+    offsets: dict[str, dict[int, int]]
+    item_sequence: int = 0
+    watermark: int = 0
+    generation: int = 0
+    moves: int = 0
+
+
+class Position:
+    """A mapping of the position's file. `create` by the writer alone, `open` by everyone else."""
+
+    def __init__(self, path: Path, *, writable: bool) -> None:
+        """Maps an existing file.
+
+        Raises:
+            StateUnavailable: not there yet, or of another layout.
+        """
+        try:
+            with path.open("r+b" if writable else "rb") as file:
+                access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+                self._map = mmap.mmap(file.fileno(), SIZE, access=access)
+        except (OSError, ValueError) as error:
+            raise StateUnavailable(f"the state writer's position {path} cannot be read: {error}") from None
+        self.path = path
+        self._words = memoryview(self._map).cast("q")
+        if self._words[0] != _MAGIC:
+            found = self._words[0]
+            self.close()
+            raise StateUnavailable(f"the state writer's position {path}: found layout {found:#x}, wanted {_MAGIC:#x}")
+
+    @classmethod
+    def open(cls, path: Path) -> "Position":
+        """For reading. Raises StateUnavailable."""
+        return cls(path, writable=False)
+
+    @classmethod
+    def create(cls, path: Path) -> "Position":
+        """For the one writer: the file that stands there, else a new one."""
+        try:
+            return cls(path, writable=True)
+        except StateUnavailable:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh = path.with_name(f"{path.name}.{os.getpid()}")
+            fresh.write_bytes(_MAGIC.to_bytes(8, "little") + bytes(SIZE - 8))
+            fresh.rename(path)
+            return cls(path, writable=True)
+
+    def close(self) -> None:
+        self._words.release()
+        self._map.close()
+
+    # --- the writer's side
+
+    def publish(self, published: Published) -> None:
+        """Shows what the database holds by now. `published.moves` is what readers compare."""
+        words = self._words
+        if not words[_LOCK] & 1:  # odd: a writer died in the middle, and this one makes it whole
+            words[_LOCK] += 1
+        words[_ITEMS], words[_WATERMARK] = published.item_sequence, published.watermark
+        for topic, partitions in published.offsets.items():
+            base = _HEAD + TOPICS.index(topic) * MAX_PARTITIONS
+            for partition, offset in partitions.items():
+                if partition < MAX_PARTITIONS:
+                    words[base + partition] = offset
+        words[_GENERATION] = published.generation
+        words[_PID] = os.getpid()
+        words[_MOVES] = published.moves
+        words[_LOCK] += 1
+        self.beat()
+
+    def beat(self) -> None:
+        """Says that the writer is alive."""
+        self._words[_HEARTBEAT] = time.time_ns() // 1_000_000
+
+    # --- the readers' side
+
+    @property
+    def moves(self) -> int:
+        """The number of the last publication; one memory read."""
+        return self._words[_MOVES]
+
+    @property
+    def generation(self) -> int:
+        """Which database folder the writer writes; one memory read."""
+        return self._words[_GENERATION]
+
+    @property
+    def item_sequence(self) -> int:
+        return self._words[_ITEMS]
+
+    @property
+    def watermark(self) -> int:
+        return self._words[_WATERMARK]
+
+    @property
+    def heartbeat_ms(self) -> int:
+        """When the writer was last seen alive, milliseconds since 1970; 0: never."""
+        return self._words[_HEARTBEAT]
+
+    @property
+    def writer_pid(self) -> int:
+        """Process of the last publication; 0: none."""
+        return self._words[_PID]
+
+    def applied(self, topic: str, partition: int) -> int:
+        """Next offset of a partition that is not applied; 0: nothing is."""
+        return self._words[_HEAD + TOPICS.index(topic) * MAX_PARTITIONS + partition]
+
+    def read(self) -> Published:
+        """A consistent copy of everything.
+
+        Raises:
+            StateUnavailable: no consistent view within a second (a writer that died while publishing).
+        """
+        deadline = time.monotonic() + 1.0
+        while True:
+            before = self._words[_LOCK]
+            if not before & 1:
+                copy = self._words.tolist()
+                if self._words[_LOCK] == before == copy[_LOCK]:
+                    return _published(copy)
+            if time.monotonic() > deadline:
+                raise StateUnavailable(f"the state writer's position {self.path} stays half written")
+            time.sleep(0.0001)
+
+
+def _published(words: list[int]) -> Published:
+    offsets: dict[str, dict[int, int]] = {}
+    for place, topic in enumerate(TOPICS):
+        base = _HEAD + place * MAX_PARTITIONS
+        offsets[topic] = {p: words[base + p] for p in range(MAX_PARTITIONS) if words[base + p]}
+    return Published(offsets, words[_ITEMS], words[_WATERMARK], words[_GENERATION], words[_MOVES])
+
+
+def merged(offsets: Mapping[str, Mapping[int, int]], more: Mapping[tuple[str, int], int]) -> dict[str, dict[int, int]]:
+    """Offsets with those of some partitions moved."""
+    result = {topic: dict(partitions) for topic, partitions in offsets.items()}
+    for (topic, partition), offset in more.items():
+        result.setdefault(topic, {})[partition] = offset
+    return result

@@ -1,0 +1,191 @@
+"""RocksDB, a reader's side: a secondary that follows the writer, lookups in process."""
+
+import shutil
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rocksdict import Rdict
+
+from app.errors import StateUnavailable
+from app.state import layout
+from app.state.batch import session_key, user_key
+from app.state.history import read
+from app.state.merging import Link
+from app.state.position import Position
+from app.state.reader import ItemChange, Kind, UserHistory
+from app.state.store import ITEM
+
+
+class _View:
+    """One opened secondary: its families, and how far it is."""
+
+    def __init__(self, database: Path, own_path: Path, generation: int) -> None:
+        self.generation, self.own_path = generation, own_path
+        self.db: Rdict = layout.open_secondary(database, own_path)
+        families = {name: self.db.get_column_family(name) for name in layout.FAMILIES}
+        self.histories, self.links = families[layout.HISTORIES], families[layout.LINKS]
+        self.items, self.item_log = families[layout.ITEMS], families[layout.ITEM_LOG]
+        self.users, self.meta = families[layout.USERS], families[layout.META]
+
+    def moves(self) -> int:
+        """Number of the last publication that this secondary holds."""
+        return int.from_bytes(self.meta.get(b"moves", b"\0"), "little")
+
+
+class StateReplica:
+    """A `StateReader` over the node's database. Every method may be called from any thread.
+
+    Nothing needs to be there when it is made: until the first `catch_up` that succeeds, `behind()` is True and
+    reads raise StateUnavailable.
+    """
+
+    def __init__(self, db_path: Path, secondary_path: Path, position_path: Path) -> None:
+        """Takes the folder of the databases (`state/db`), a folder for this replica alone, and the position's file."""
+        self._databases, self._own_path, self._position_path = db_path, secondary_path, position_path
+        self._catching = threading.Lock()
+        self._position: Position | None = None
+        self._view: _View | None = None
+        self._caught = -1
+        self._opened = 0
+
+    @classmethod
+    def of_home(cls, home: Path, name: str) -> "StateReplica":
+        """The replica `name` of the node's state under a MANTA_HOME."""
+        paths = layout.StatePaths.of(home)
+        return cls(paths.databases, paths.replicas / name, paths.position)
+
+    # --- following
+
+    def behind(self) -> bool:
+        """Whether the writer has moved since the last catch-up; a memory read."""
+        position = self._position
+        return position is None or position.moves != self._caught
+
+    def catch_up(self) -> None:
+        """Makes everything up to the shared position visible, in any thread, while others read.
+
+        Raises:
+            StateUnavailable: the database or the position cannot be read, or what the position promises is not there.
+        """
+        with self._catching:
+            position = self._mapped()
+            wanted, generation = position.moves, position.generation
+            if wanted == 0:
+                raise StateUnavailable(f"the state writer has published nothing in {self._position_path} yet")
+            try:
+                self._follow(wanted, generation)
+            except StateUnavailable:
+                raise
+            except Exception as error:  # rocksdict raises bare exceptions
+                raise StateUnavailable(f"state database {self._databases} cannot be followed: {error}") from None
+            self._caught = wanted
+
+    def _mapped(self) -> Position:
+        if self._position is None:
+            self._position = Position.open(self._position_path)
+        return self._position
+
+    def _follow(self, wanted: int, generation: int) -> None:
+        view = self._view
+        if view is None or view.generation != generation:
+            view = self._open(generation)
+        else:
+            view.db.try_catch_up_with_primary()
+        # RocksDB reports success also where the files have gone: only what is found there counts.
+        for pause in (0.0, 0.001, 0.01, 0.05):
+            found = view.moves()
+            if found >= wanted:
+                self._view = view
+                return
+            time.sleep(pause)
+            view.db.try_catch_up_with_primary()
+        raise StateUnavailable(
+            f"state database {self._databases}: found publication {found}, wanted {wanted} or later of the position"
+        )
+
+    def _open(self, generation: int) -> _View:
+        self._opened += 1
+        own_path = self._own_path / f"{generation:08d}-{self._opened}"
+        view = _View(layout.database(self._databases, generation), own_path, generation)
+        if self._view is not None:  # its readers in flight hold it still
+            shutil.rmtree(self._view.own_path, ignore_errors=True)
+        return view
+
+    def close(self) -> None:
+        """Gives up the secondary and its folder."""
+        with self._catching:
+            self._view = None
+            self._caught = -1
+            shutil.rmtree(self._own_path, ignore_errors=True)
+
+    # --- reading
+
+    def _opened_view(self) -> _View:
+        view = self._view
+        if view is None:
+            raise StateUnavailable("the state was not opened yet: no catch-up has succeeded")
+        return view
+
+    def histories(self, keys: Sequence[tuple[Kind, str]]) -> list[UserHistory]:
+        """One history a key; unknown: EMPTY_HISTORY."""
+        names = [user_key(name) if kind == "user" else session_key(name) for kind, name in keys]
+        return [read(record) for record in self._get(self._opened_view().histories, names)]
+
+    def user_columns(self, user_ids: Sequence[str]) -> list[dict[str, Any] | None]:
+        """Columns of each user; None: unknown."""
+        records = self._get(self._opened_view().users, [user_id.encode() for user_id in user_ids])
+        return [orjson.loads(record) if record is not None else None for record in records]
+
+    def item(self, item_id: str) -> ItemChange | None:
+        record = self._opened_view().items.get(item_id.encode())
+        return item_change(item_id, record) if record is not None else None
+
+    def item_changes(self, after: int) -> list[ItemChange]:
+        """The last change of each item with a sequence above `after`, oldest first."""
+        view = self._opened_view()
+        if self._position is not None and after >= self._position.item_sequence:
+            return []
+        keys = list(view.item_log.values(from_key=(after + 1).to_bytes(8, "big")))
+        changes = [
+            item_change(key.decode(), record)
+            for key, record in zip(keys, self._get(view.items, keys), strict=True)
+            if record is not None
+        ]
+        return sorted((change for change in changes if change.sequence > after), key=lambda change: change.sequence)
+
+    def merged_into(self, session_id: str) -> str | None:
+        """The user whom a session was merged into; None: it was not."""
+        link = Link.of(self._opened_view().links.get(session_key(session_id)))
+        return link.user_id if link else None
+
+    def applied(self, topic: str, partition: int) -> int:
+        """Next offset of the partition that is not applied, from the shared position; 0: nothing is."""
+        return self._position.applied(topic, partition) if self._position else 0
+
+    def as_of(self) -> int:
+        """The watermark, milliseconds; 0 without events."""
+        return self._position.watermark if self._position else 0
+
+    def writer_seen_ms(self) -> int:
+        """When the writer was last alive, milliseconds since 1970; 0: never seen."""
+        return self._position.heartbeat_ms if self._position else 0
+
+    @staticmethod
+    def _get(family: Rdict, keys: list[bytes]) -> list[bytes | None]:
+        if not keys:
+            return []
+        try:
+            found: list[bytes | None] = family.get(keys)
+        except Exception as error:  # rocksdict raises bare exceptions
+            raise StateUnavailable(f"the state cannot be read: {error}") from None
+        return found
+
+
+def item_change(item_id: str, record: bytes) -> ItemChange:
+    """The item that a stored record means."""
+    sequence, available = ITEM.unpack_from(record)
+    return ItemChange(sequence, item_id, bool(available), orjson.loads(record[ITEM.size :]))

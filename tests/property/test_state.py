@@ -1,0 +1,98 @@
+"""The writer's incremental state equals the pure fold over everything, byte for byte, whatever happens in between."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.events.schema import MERGE
+from app.settings import Settings
+from app.state import layout
+from app.state.batch import Batch, StateEvent
+from app.state.memory import fold_everything
+from app.state.store import StateStore
+
+DAY = 86_400_000
+SETTINGS = Settings.model_validate({"state": {"max_history": 4}, "events": {"dedup_days": 1}})
+PARTITIONS = 3
+
+ids = st.sampled_from(["a", "b", "é"])
+wishes = st.fixed_dictionaries(
+    {
+        "user": st.none() | ids,
+        "session": st.none() | ids,
+        "item": st.sampled_from(["x", "y", "z"]),
+        "kind": st.sampled_from(["click", "click", "rating", "remove", "impression", "search", MERGE]),
+        "time": st.integers(-2, 12),
+        "event_id": st.none() | st.sampled_from(["1", "2", "3", "4"]),
+        "hours": st.integers(0, 20),
+        "value": st.sampled_from([float("nan"), 1.5]),
+    }
+)
+
+
+def log(drawn: list[dict[str, object]]) -> list[StateEvent]:
+    """Wishes as they would lie in the topic: keyed, offsets rising, merges under both keys."""
+    ends = [0] * PARTITIONS
+    clock = 0
+    events: list[StateEvent] = []
+
+    def put(key: object, wish: dict[str, object]) -> None:
+        partition = sum(str(key).encode()) % PARTITIONS
+        item = None if wish["kind"] in (MERGE, "search") else wish["item"]
+        fields = (wish["event_id"], wish["user"], wish["session"], item, wish["kind"], wish["time"], wish["value"])
+        events.append(StateEvent(partition, ends[partition], clock, *fields))  # type: ignore[arg-type]
+        ends[partition] += 1
+
+    for wish in drawn:
+        clock += int(str(wish["hours"])) * 3_600_000
+        keys = [wish["user"], wish["session"]]
+        if wish["kind"] == MERGE:
+            if None not in keys:
+                put(keys[0], wish)
+                put(keys[1], wish)
+        elif any(keys):
+            put(keys[0] or keys[1], wish)
+    return events
+
+
+def stored(path: Path) -> dict[bytes, bytes]:
+    db = layout.open_primary(path)
+    histories = db.get_column_family(layout.HISTORIES)
+    found = dict(histories.items())
+    histories.close()
+    db.close()
+    return found
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    drawn=st.lists(wishes, max_size=30),
+    cuts=st.lists(st.tuples(st.integers(1, 7), st.booleans(), st.booleans()), max_size=30),
+    order=st.permutations(range(PARTITIONS)),
+)
+def test_incremental_equals_the_pure_fold(
+    drawn: list[dict[str, object]], cuts: list[tuple[int, bool, bool]], order: list[int]
+) -> None:
+    events = log(drawn)
+    # Partitions arrive in any order against each other, as a consumer may hand them out.
+    arriving = sorted(events, key=lambda event: order.index(event.partition)) if len(cuts) % 2 else list(events)
+    folder = Path(tempfile.mkdtemp(prefix="m-state-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    try:
+        store, done = StateStore(folder, SETTINGS), 0
+        for size, restarts, repeats in [*cuts, (len(arriving) + 1, False, False)]:
+            chunk = arriving[max(0, done - 2) if repeats else done : done + size]  # a re-read overlaps
+            offsets = dict(store.offsets().get("events", {}))
+            for event in chunk:
+                offsets[event.partition] = max(offsets.get(event.partition, 0), event.offset + 1)
+            store.apply(Batch(events=chunk, offsets={("events", p): offset for p, offset in offsets.items()}))
+            done = min(done + size, len(arriving))
+            if restarts:
+                store.close()
+                store = StateStore(folder, SETTINGS)
+        store.close()
+        assert stored(folder) == fold_everything(events, SETTINGS.state.max_history, DAY)
+    finally:
+        shutil.rmtree(folder)

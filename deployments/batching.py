@@ -1,0 +1,100 @@
+"""Micro-batches: requests of one surface and bundle that are there at the same moment are answered together.
+
+Nothing waits while nothing is being worked on. While a batch is under way, newcomers gather until it ends, until the
+bounded wait is over or until the batch is full: the busier it is, the larger the batches, without a setting for it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+Asked = TypeVar("Asked")
+Told = TypeVar("Told")
+
+Work = Callable[[Sequence[Asked]], Awaitable[Sequence[Told | Exception]]]
+
+
+class Batcher(Generic[Asked, Told]):
+    """Gathers for one kind of work. Belongs to one event loop.
+
+    Attributes:
+        running: batches under way.
+        batches, requests: how many so far; their ratio is the mean batch.
+    """
+
+    def __init__(self, work: Work[Asked, Told], *, max_batch: int, wait_s: float) -> None:
+        """`work` answers as many as it is asked, in order; an exception in the answer is one request's own.
+
+        Args:
+            work: if it raises itself, each request of the batch is tried once more alone.
+            max_batch: requests a batch holds at most.
+            wait_s: longest wait while another batch is under way.
+        """
+        self._work = work
+        self._max_batch = max_batch
+        self._wait_s = wait_s
+        self._waiting: list[tuple[Asked, asyncio.Future[Told]]] = []
+        self._alarm: asyncio.Handle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.running = 0
+        self.batches = 0
+        self.requests = 0
+
+    def ask(self, request: Asked) -> "asyncio.Future[Told]":
+        """The answer to come; raises what the work says is wrong with this request."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Told] = loop.create_future()
+        self._waiting.append((request, answer))
+        if len(self._waiting) >= self._max_batch:
+            self._start()
+        elif self._alarm is None:
+            # Idle: only to the end of this turn of the loop, which gathers what the sockets hold already.
+            self._alarm = loop.call_later(self._wait_s, self._start) if self.running else loop.call_soon(self._start)
+        return answer
+
+    def _start(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        batch, self._waiting = self._waiting[: self._max_batch], self._waiting[self._max_batch :]
+        batch = [(request, answer) for request, answer in batch if not answer.done()]
+        if not batch:
+            return
+        self.running += 1
+        self.batches += 1
+        self.requests += len(batch)
+        task = asyncio.get_running_loop().create_task(self._run(batch))
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        self.running -= 1
+        if self._waiting:
+            self._start()
+
+    async def _run(self, batch: list[tuple[Asked, "asyncio.Future[Told]"]]) -> None:
+        try:
+            told = await self._work([request for request, _ in batch])
+        except Exception as error:
+            if len(batch) == 1:
+                _settle(batch[0][1], error)
+                return
+            for one in batch:
+                await self._run([one])
+            return
+        except asyncio.CancelledError:
+            for _, answer in batch:
+                answer.cancel()
+            raise
+        for (_, answer), reply in zip(batch, told, strict=True):
+            _settle(answer, reply)
+
+
+def _settle(answer: "asyncio.Future[Told]", reply: Told | Exception) -> None:
+    if answer.done():  # its client has gone
+        return
+    if isinstance(reply, Exception):
+        answer.set_exception(reply)
+    else:
+        answer.set_result(reply)

@@ -1,0 +1,94 @@
+"""Micro-batching: no wait when idle, gathering under load, and one bad request harms only itself."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from deployments.batching import Batcher
+
+
+async def test_an_idle_request_does_not_wait() -> None:
+    async def work(asked: Sequence[int]) -> list[int]:
+        return [one * 2 for one in asked]
+
+    batcher: Batcher[int, int] = Batcher(work, max_batch=8, wait_s=60.0)
+    assert await asyncio.wait_for(batcher.ask(21), 1.0) == 42
+
+
+async def test_what_is_there_together_is_answered_together_in_order() -> None:
+    seen: list[list[int]] = []
+
+    async def work(asked: Sequence[int]) -> list[int]:
+        seen.append(list(asked))
+        return [one * 2 for one in asked]
+
+    batcher: Batcher[int, int] = Batcher(work, max_batch=4, wait_s=0.001)
+    assert await asyncio.gather(*(batcher.ask(one) for one in range(10))) == [one * 2 for one in range(10)]
+    assert [one for batch in seen for one in batch] == list(range(10))
+    assert max(map(len, seen)) == 4
+    assert (batcher.batches, batcher.requests, batcher.running) == (len(seen), 10, 0)
+
+
+async def test_newcomers_gather_while_a_batch_is_under_way() -> None:
+    gate = asyncio.Event()
+    seen: list[list[int]] = []
+
+    async def work(asked: Sequence[int]) -> list[int]:
+        seen.append(list(asked))
+        await gate.wait()
+        return list(asked)
+
+    batcher: Batcher[int, int] = Batcher(work, max_batch=8, wait_s=60.0)
+    first = batcher.ask(0)
+    await asyncio.sleep(0.01)
+    others = []
+    for one in (1, 2, 3):
+        others.append(batcher.ask(one))
+        await asyncio.sleep(0.005)
+    assert seen == [[0]]
+    gate.set()
+    assert await asyncio.gather(first, *others) == [0, 1, 2, 3]
+    assert seen == [[0], [1, 2, 3]]
+
+
+async def test_the_wait_is_bounded() -> None:
+    async def work(asked: Sequence[int]) -> list[int]:
+        if 0 in asked:
+            await asyncio.sleep(30)
+        return list(asked)
+
+    batcher: Batcher[int, int] = Batcher(work, max_batch=8, wait_s=0.01)
+    stuck = batcher.ask(0)
+    await asyncio.sleep(0.005)
+    assert await asyncio.wait_for(batcher.ask(1), 1.0) == 1
+    stuck.cancel()
+
+
+async def test_one_bad_request_harms_only_itself() -> None:
+    async def work(asked: Sequence[int]) -> list[int | Exception]:
+        if 13 in asked:
+            raise RuntimeError("poison")
+        return [ValueError("odd") if one % 2 else one for one in asked]
+
+    batcher: Batcher[int, int] = Batcher(work, max_batch=8, wait_s=0.01)
+    told = await asyncio.gather(*(batcher.ask(one) for one in (2, 13, 4, 5)), return_exceptions=True)
+    assert (told[0], told[2]) == (2, 4)
+    assert isinstance(told[1], RuntimeError)
+    assert isinstance(told[3], ValueError)
+
+
+async def test_a_client_that_has_gone_costs_nothing() -> None:
+    seen: list[int] = []
+
+    async def work(asked: Sequence[int]) -> list[int]:
+        seen.extend(asked)
+        return list(asked)
+
+    batcher: Batcher[int, int] = Batcher(work, max_batch=8, wait_s=0.01)
+    gone, stays = batcher.ask(1), batcher.ask(2)
+    gone.cancel()
+    assert await stays == 2
+    assert seen == [2]
+    with pytest.raises(asyncio.CancelledError):
+        await gone

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+from app.degrade import Cause
 
 Rung = Literal["retrieval_order", "cache", "popular"]
-Cause = Literal["timeout", "error", "circuit_open", "starting", "overload"]
 Stage = Literal["state", "retrieve", "rank"]
 
 
@@ -64,39 +65,12 @@ def similar(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class SourceVote:
-    """What one source said of an item: place from 1 and the source's own score."""
-
-    family: str
-    rank: int
-    score: float
-
-
-@dataclass(frozen=True, slots=True)
-class RuleEffect:
-    """A rule that touched an item."""
-
-    rule: str
-    effect: str
-
-
-@dataclass(frozen=True, slots=True)
-class Explain:
-    """Where an item came from. `sources` is empty for an item that filled the answer up."""
-
-    sources: tuple[SourceVote, ...]
-    ranker_score: float | None
-    rules: tuple[RuleEffect, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """One item of an answer."""
+class Scored(NamedTuple):
+    """One item of an answer; `explain` as the contract writes it: sources, ranker_score, rules."""
 
     item_id: str
     score: float
-    explain: Explain | None = None
+    explain: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,22 +113,10 @@ class Answer:
             "bundle": self.bundle,
             "degraded": self.degraded,
             "degraded_reason": None if reason is None else {"stage": reason.stage, "cause": reason.cause},
-            "items": [_item(item) for item in self.items],
+            "items": [{"item_id": item.item_id, "score": item.score} for item in self.items],
             "timings_ms": self.timings_ms,
         }
         if self.explained:
+            body["items"] = [item._asdict() for item in self.items]
             body["cache_hit"] = self.cache_hit
         return body
-
-
-def _item(item: Scored) -> dict[str, Any]:
-    body: dict[str, Any] = {"item_id": item.item_id, "score": item.score}
-    if item.explain is not None:
-        body["explain"] = {
-            "sources": [
-                {"family": vote.family, "rank": vote.rank, "score": vote.score} for vote in item.explain.sources
-            ],
-            "ranker_score": item.explain.ranker_score,
-            "rules": [{"rule": effect.rule, "effect": effect.effect} for effect in item.explain.rules],
-        }
-    return body

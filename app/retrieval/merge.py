@@ -1,6 +1,7 @@
 """One retrieval order from the lists of several sources."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,15 +35,13 @@ def merge(found: Sequence[Sequence[Found]], sizes: Sequence[int], limit: int) ->
     rank_table = np.zeros((len(keys), len(found)), np.int32)
     score_table[place, source] = scores
     rank_table[place, source] = ranks
-    weights = np.array(sizes, np.float64) / max(sum(sizes), 1)
-    order, offsets = _order(keys >> 32, fused(rank_table, weights), n_questions, limit)
+    order, offsets = _order(keys >> 32, fused(rank_table, shares(sizes)), n_questions, limit)
     return Candidates((keys[order] & 0xFFFFFFFF).astype(np.int32), offsets, score_table[order], rank_table[order])
 
 
 def fused(ranks: NDArray[np.int32], weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """float64 (R,) in [0, 1): the weighted reciprocal ranks of int32 (R, S) ranks (0: not named)."""
-    shares = np.where(ranks > 0, weights / (DAMPING + ranks), 0.0)
-    total: NDArray[np.float64] = shares.sum(axis=1)
+    total: NDArray[np.float64] = np.where(ranks > 0, weights / (DAMPING + ranks), 0.0).sum(axis=1)
     return total
 
 
@@ -60,3 +59,54 @@ def _order(
     within = np.arange(len(owner)) - np.repeat(starts, counts)
     kept = np.minimum(counts, limit)
     return order[within < limit], np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """Rows to add to one question's candidates: `column`: the source that speaks for them, -1: none."""
+
+    question: int
+    rows: Rows
+    scores: NDArray[np.float32]
+    column: int = -1
+
+
+def extend(candidates: Candidates, additions: Sequence[Addition], sizes: Sequence[int]) -> Candidates:
+    """Candidates with rows added (none of them there already), again in retrieval order.
+
+    A row that a source speaks for takes its place by score in that source's list; others go last, in their order.
+    """
+    if not additions:
+        return candidates
+    owner, n_sources = candidates.owner, candidates.ranks.shape[1]
+    lengths = [len(addition.rows) for addition in additions]
+    scores = np.zeros((sum(lengths), n_sources), np.float32)
+    ranks = np.zeros((sum(lengths), n_sources), np.int32)
+    start = 0
+    for addition, length in zip(additions, lengths, strict=True):
+        if addition.column >= 0:
+            first, last = candidates.offsets[addition.question], candidates.offsets[addition.question + 1]
+            listed = candidates.scores[first:last, addition.column][candidates.ranks[first:last, addition.column] > 0]
+            above = len(listed) - np.searchsorted(np.sort(listed), addition.scores, side="right")
+            scores[start : start + length, addition.column] = addition.scores
+            ranks[start : start + length, addition.column] = above + 1 + np.arange(length)
+        start += length
+    owner = np.concatenate([owner, np.repeat([addition.question for addition in additions], lengths)])
+    rows = np.concatenate([candidates.rows, *(addition.rows for addition in additions)])
+    scores, ranks = np.concatenate([candidates.scores, scores]), np.concatenate([candidates.ranks, ranks])
+    order, offsets = _order(owner, fused(ranks, shares(sizes)), len(candidates.offsets) - 1, len(rows))
+    return Candidates(rows[order], offsets, scores[order], ranks[order])
+
+
+def take(candidates: Candidates, questions: Sequence[int]) -> Candidates:
+    """The candidates of some of the questions, renumbered in the order given."""
+    starts, ends = candidates.offsets[:-1][questions], candidates.offsets[1:][questions]
+    lengths = ends - starts
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    index = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+    return Candidates(candidates.rows[index], offsets, candidates.scores[index], candidates.ranks[index])
+
+
+def shares(sizes: Sequence[int]) -> NDArray[np.float64]:
+    """float64 (S,): each source's share of all candidates asked for."""
+    return np.array(sizes, np.float64) / max(sum(sizes), 1)

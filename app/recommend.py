@@ -1,0 +1,255 @@
+"""The chain: requests in, answers out, for a batch of one or of many.
+
+    state -> retrieve -> newcomers and fill -> features -> rank -> answer
+
+A stage that is slow or down takes its questions down the ladder: ranked, retrieval order, cache, popular.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from app.answering import Batch, Outcome
+from app.chain import Chain, LiveBundle
+from app.complete import complete
+from app.degrade import Breakers, StageOverloaded, StageStarting, cause_of
+from app.errors import MantaError
+from app.features.table import FeatureContext, features
+from app.question import Question, histories_of, history_key, query_of, question_of
+from app.request import Answer, Reason, Request, Scored, similar
+from app.retrieval.merge import take
+from app.retrieval.query import Candidates
+from app.stages import LocalStages, Stages, ask
+from app.state.reader import EMPTY_HISTORY, UserHistory
+
+__all__ = [
+    "Answer",
+    "Breakers",
+    "Chain",
+    "LiveBundle",
+    "LocalStages",
+    "Outcome",
+    "Request",
+    "Scored",
+    "StageOverloaded",
+    "StageStarting",
+    "Stages",
+    "recommend",
+    "recommend_now",
+    "similar",
+]
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+SLOW_S = 0.02  # a stage that was given less than this and was late has not failed
+
+
+async def recommend(
+    chain: Chain, requests: Sequence[Request], deliver: Callable[[int, Outcome], None] | None = None
+) -> list[Outcome]:
+    """Answers a batch of requests to one surface.
+
+    Args:
+        chain: surface, bundle, state and stages.
+        requests: any number; the same request gets the same items alone or in a batch.
+        deliver: called with a request's place and outcome as soon as it is known: one with a short deadline need not
+            wait for the rest of its batch.
+
+    Returns:
+        One outcome a request, in order: an answer, or the error that it alone met (`RequestInvalid`: 422,
+        `NotFound`: 404, anything else: 500). Stage failures are no errors but degraded answers.
+    """
+    batch = Batch(chain, requests, deliver)
+    questions = _begin(batch)
+    if questions:
+        questions, candidates = await _retrieve(batch, questions)
+        if questions and candidates is not None:
+            await _rank(batch, questions, complete(chain, questions, candidates))
+    return [outcome for outcome in batch.outcomes if outcome is not None]
+
+
+def recommend_now(chain: Chain, requests: Sequence[Request]) -> list[Outcome]:
+    """`recommend` without an event loop, where all stages are in this process."""
+    running = recommend(chain, requests)
+    try:
+        running.send(None)
+    except StopIteration as done:
+        outcomes: list[Outcome] = done.value
+        return outcomes
+    running.close()
+    raise RuntimeError("recommend_now: found stages that wait, wanted in-process stages; await recommend() instead")
+
+
+def _begin(batch: Batch) -> list[Question]:
+    """Reads the state and settles what needs no stage: wrong requests, cache hits, unreadable histories."""
+    chain = batch.chain
+    stored, failed = _stored(batch)
+    users = _user_columns(chain, batch.requests)
+    questions = []
+    for place, request in enumerate(batch.requests):
+        try:
+            question = question_of(chain, place, request, stored[place], batch.started)
+        except MantaError as error:
+            batch.settle(place, error)
+            continue
+        except Exception as error:
+            logger.exception("a request could not be prepared")
+            batch.settle(place, error)
+            continue
+        question.user = users[place]
+        if failed is not None and request.history is None and history_key(request) is not None:
+            batch.without_candidates(question, failed)
+        elif not batch.cached(question):
+            questions.append(question)
+    batch.lap("state", batch.started)
+    return questions
+
+
+def _stored(batch: Batch) -> tuple[list[UserHistory], Reason | None]:
+    """The stored history of each request (empty where it brings its own), and why they could not be read."""
+    histories = [EMPTY_HISTORY] * len(batch.requests)
+    wanted = [
+        (place, key)
+        for place, request in enumerate(batch.requests)
+        if request.history is None and (key := history_key(request)) is not None
+    ]
+    if not wanted:
+        return histories, None
+    try:
+        found = batch.chain.state.histories([key for _, key in wanted])
+    except Exception:
+        logger.exception("the state could not be read")
+        return histories, Reason("state", "error")
+    for (place, _), history in zip(wanted, found, strict=True):
+        histories[place] = history
+    return histories, None
+
+
+def _user_columns(chain: Chain, requests: Sequence[Request]) -> list[dict[str, Any] | None]:
+    """Columns of the requests' users, where the bundle has features of them."""
+    columns: list[dict[str, Any] | None] = [None] * len(requests)
+    known = [place for place, request in enumerate(requests) if request.user_id is not None]
+    if not known or not chain.target.bundle.feature_spec.user_numbers:
+        return columns
+    try:
+        found = chain.state.user_columns([str(requests[place].user_id) for place in known])
+    except Exception:
+        logger.exception("user columns could not be read")
+        return columns
+    for place, one in zip(known, found, strict=True):
+        columns[place] = one
+    return columns
+
+
+async def _retrieve(batch: Batch, questions: list[Question]) -> tuple[list[Question], Candidates | None]:
+    """Candidates of the questions that are still in time; the others are answered from lower rungs."""
+    chain = batch.chain
+    since = chain.clock()
+    query = query_of(chain, questions, histories_of(chain, questions))
+    bundle_id = chain.target.bundle.bundle_id
+    candidates, reason, late = await _within(
+        batch, "retrieve", questions, lambda: chain.stages.retrieve(bundle_id, query), batch.without_candidates
+    )
+    batch.lap("retrieve", since)
+    if candidates is None:
+        for place, question in enumerate(questions):
+            if place not in late:
+                batch.without_candidates(question, reason)
+        return [], None
+    if late:
+        left = [place for place in range(len(questions)) if place not in late]
+        return [questions[place] for place in left], take(candidates, left)
+    return questions, candidates
+
+
+async def _rank(batch: Batch, questions: list[Question], candidates: Candidates) -> None:
+    """Answers in the ranker's order; questions that it leaves waiting too long, in retrieval order."""
+    chain = batch.chain
+    bundle = chain.target.bundle
+    if bundle.ranker is None or not chain.surface.ranked:
+        await _last_look(chain)
+        batch.from_candidates(questions, candidates, None)
+        return
+    since = chain.clock()
+    place_of = {question.place: place for place, question in enumerate(questions)}
+
+    def unranked(question: Question, reason: Reason) -> None:
+        batch.from_candidates([question], take(candidates, [place_of[question.place]]), None, reason)
+
+    def score() -> Awaitable[np.ndarray[Any, np.dtype[np.float32]]]:
+        table = features(bundle.feature_spec, _context(chain, questions, candidates))
+        return chain.stages.score(bundle.bundle_id, table)
+
+    scores, reason, late = await _within(batch, "rank", questions, score, unranked)
+    batch.lap("rank", since)
+    await _last_look(chain)
+    if late:
+        left = [place for place in range(len(questions)) if place not in late]
+        kept = np.isin(candidates.owner, left)
+        scores = None if scores is None else scores[kept]
+        questions, candidates = [questions[place] for place in left], take(candidates, left)
+    if scores is None:
+        batch.from_candidates(questions, candidates, None, reason)
+    else:
+        batch.from_candidates(questions, candidates, scores)
+
+
+def _context(chain: Chain, questions: Sequence[Question], candidates: Candidates) -> FeatureContext:
+    target = chain.target
+    return FeatureContext(
+        target.bundle.feature_spec,
+        histories_of(chain, questions, ranked=True),
+        candidates,
+        [name for name, _ in chain.mix],
+        target.item_features,
+        target.bundle.statistics,
+        [question.user for question in questions],
+        [question.request.context for question in questions],
+    )
+
+
+async def _within(
+    batch: Batch,
+    stage: Literal["retrieve", "rank"],
+    questions: Sequence[Question],
+    call: Callable[[], Awaitable[T]],
+    fall: Callable[[Question, Reason], None],
+) -> tuple[T | None, Reason, set[int]]:
+    """Asks a stage under its breaker and the questions' deadlines.
+
+    Returns:
+        (what it said, None if nothing; why not; the places of the questions that were late and fell already).
+    """
+    chain, breaker = batch.chain, batch.chain.breakers.of(stage)
+    timeout = Reason(stage, "timeout")
+    late: set[int] = set()
+
+    def drop(place: int) -> None:
+        late.add(place)
+        fall(questions[place], timeout)
+
+    since = chain.clock()
+    if all(question.until <= since for question in questions):
+        return None, timeout, late
+    if not breaker.allows():
+        return None, Reason(stage, "circuit_open"), late
+    try:
+        said = await ask(call, chain.stages.immediate, [question.until for question in questions], drop, chain.clock)
+    except Exception as error:
+        cause = cause_of(error)
+        if cause != "timeout" or chain.clock() - since >= SLOW_S:
+            breaker.failed()
+        if cause == "error":
+            logger.exception("stage %s failed", stage)
+        return None, Reason(stage, cause), late
+    breaker.succeeded()
+    return said, timeout, late
+
+
+async def _last_look(chain: Chain) -> None:
+    """Whatever was withdrawn meanwhile must not be in the answers."""
+    if chain.refresh is not None and chain.state.behind():
+        await chain.refresh()

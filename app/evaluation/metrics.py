@@ -27,14 +27,15 @@ def capped_recall_at(ranks: Ranks, offsets: Offsets, k: int) -> PerCase:
 
 def hit_rate_at(ranks: Ranks, offsets: Offsets, k: int) -> PerCase:
     """1 when at least one held-out item is in the first k."""
-    return (_per_case(ranks <= k, offsets) > 0).astype(np.float64)
+    return np.where(_per_case(ranks <= k, offsets) > 0, 1.0, 0.0)
 
 
 def ndcg_at(ranks: Ranks, offsets: Offsets, k: int) -> PerCase:
     """Sum of 1 / log2(1 + rank) over hits in the first k, divided by that of the best list: min(k, held out) hits."""
     gains = np.where(ranks <= k, 1.0 / np.log2(1.0 + np.minimum(ranks, k)), 0.0)
     ideal = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(np.arange(2, k + 2)))])
-    return _per_case(gains, offsets) / ideal[np.clip(np.diff(offsets), 1, k)]
+    best: PerCase = ideal[np.clip(np.diff(offsets), 1, k)]
+    return _per_case(gains, offsets) / best
 
 
 def mrr_at(ranks: Ranks, offsets: Offsets, k: int) -> PerCase:

@@ -11,9 +11,12 @@ from app.errors import SettingsError
 from app.models.candidate import CandidateModel
 from app.models.content import ContentModel, ContentParams
 from app.models.ease import Ease, EaseParams
+from app.models.ials import Ials, IalsParams
 from app.models.item_knn import ItemKnn, ItemKnnParams
 from app.models.popularity import Popularity, PopularityParams
+from app.models.sasrec import SasRec, SasRecParams
 from app.models.storage import FamilyParams
+from app.models.two_tower import TwoTower, TwoTowerParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,45 @@ FAMILIES: dict[str, Family] = {
                 "place_tau": FloatRange(1.0, 100.0, log=True),
             },
             8.0,
+        ),
+        Family(
+            "ials",
+            Ials,
+            IalsParams,
+            {
+                "n_factors": Choice((32, 64, 128)),
+                "l2": FloatRange(0.1, 100.0, log=True),
+                "alpha": FloatRange(1.0, 50.0, log=True),
+                "place_tau": FloatRange(1.0, 100.0, log=True),
+            },
+            5.0,
+        ),
+        Family(
+            "two_tower",
+            TwoTower,
+            TwoTowerParams,
+            {
+                "n_factors": Choice((32, 64, 128)),
+                "history": Choice((10, 20, 30, 50)),
+                "dropout": FloatRange(0.0, 0.5),
+                "lr": FloatRange(0.001, 0.01, log=True),
+                "l2": FloatRange(0.0001, 0.1, log=True),
+            },
+            30.0,
+        ),
+        Family(
+            "sasrec",
+            SasRec,
+            SasRecParams,
+            {
+                "n_factors": Choice((32, 64, 128)),
+                "blocks": IntRange(1, 3),
+                "history": Choice((20, 50, 100)),
+                "dropout": FloatRange(0.1, 0.5),
+                "lr": FloatRange(0.0005, 0.01, log=True),
+                "l2": FloatRange(0.001, 0.5, log=True),
+            },
+            40.0,
         ),
         Family(
             "content",

@@ -1,0 +1,85 @@
+"""What the torch families share: items as vectors (an id's own plus what its columns say), and the loss over them."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from app.models.content import ContentModel, ContentParams
+from app.models.interactions import Catalogue, Interactions
+
+
+class ItemTable(nn.Module):  # type: ignore[misc]  # torch is untyped here
+    """Row i is id_i + W content_i, and the item's bias; row n_items is padding, zeros.
+
+    Content lets items with few events borrow from those of the same genre, title words or year.
+    """
+
+    content: Tensor
+
+    def __init__(self, n_items: int, n_factors: int, content: NDArray[np.float32], bias: NDArray[np.float32]) -> None:
+        super().__init__()
+        self.n_items = n_items
+        self.ids = nn.Embedding(n_items, n_factors)
+        nn.init.normal_(self.ids.weight, std=0.02)
+        self.bias = nn.Parameter(torch.from_numpy(bias.copy()))
+        self.register_buffer("content", torch.from_numpy(content), persistent=False)
+        self.project = nn.Linear(content.shape[1], n_factors, bias=False)
+
+    def vectors(self) -> Tensor:
+        """float32 (n_items, d)."""
+        return self.ids.weight + self.project(self.content)
+
+    def rows(self, items: Tensor) -> Tensor:
+        """float32 (..., d) of item rows that are < n_items."""
+        return self.ids(items) + self.project(self.content[items])
+
+
+def content_of(data: Interactions, catalogue: Catalogue, used: bool, seed: int) -> NDArray[np.float32]:
+    """float32 (n_items, c): unit vectors of the items' columns; one column of zeros when not used or none there are."""
+    if not used:
+        return np.zeros((data.n_items, 1), np.float32)
+    return ContentModel(ContentParams(n_factors=32)).fit(data, catalogue, seed=seed).item_vectors()
+
+
+def log_popularity(data: Interactions, half_life_share: float = 0.25) -> NDArray[np.float32]:
+    """float32 (n_items,): log of smoothed decayed counts, mean 0: where biases start.
+
+    Args:
+        data: events.
+        half_life_share: a count halves over this share of the events.
+    """
+    age = np.arange(len(data))[::-1] / max(half_life_share * len(data), 1.0)
+    counts = np.bincount(data.items, np.exp2(-age), minlength=data.n_items)
+    logs = np.log(counts + 0.1)
+    return np.asarray(logs - logs.mean(), np.float32)
+
+
+def next_item_loss(table: ItemTable, hidden: Tensor, targets: Tensor, n_negatives: int, scale: float) -> Tensor:
+    """Cross-entropy of the target against all items, or against the target and `n_negatives` shared uniform ones.
+
+    Args:
+        table: the items.
+        hidden: float32 (T, d), what was predicted.
+        targets: int64 (T,), item rows.
+        n_negatives: 0, or not below n_items: the full softmax.
+        scale: logits are scale × hidden · vector + bias.
+
+    Sampled logits are corrected by the log of n_items / n_negatives, so that the sum estimates the full one; negatives
+    that are the target count nothing.
+    """
+    if n_negatives == 0 or n_negatives >= table.n_items:
+        logits = functional.linear(hidden * scale, table.vectors(), table.bias)
+        return functional.cross_entropy(logits, targets)
+    negatives = torch.randint(table.n_items, (n_negatives,), device=hidden.device)
+    positive = (hidden * table.rows(targets)).sum(dim=1) * scale + table.bias[targets]
+    others = functional.linear(hidden * scale, table.rows(negatives), table.bias[negatives])
+    others = others + float(np.log(table.n_items / n_negatives))
+    others = others.masked_fill(negatives[None, :] == targets[:, None], float("-inf"))
+    return (torch.logsumexp(torch.cat([positive[:, None], others], dim=1), dim=1) - positive).mean()
+
+
+def training_device() -> torch.device:
+    """The GPU that the process was given, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -64,7 +64,7 @@ class Batch:
             request_id=request.request_id,
             surface=chain.surface_name,
             variant=chain.variant,
-            bundle=chain.target.bundle.bundle_id,
+            bundle=chain.target.bundle.id,
             degraded=rung,
             degraded_reason=reason,
             items=tuple(items),
@@ -218,7 +218,7 @@ class Batch:
         whole = (
             chain.surface_name,
             chain.variant,
-            chain.target.bundle.bundle_id,
+            chain.target.bundle.id,
             self.sequence,
             request.user_id,
             request.session_id,

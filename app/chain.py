@@ -26,12 +26,12 @@ class ServableBundle(Protocol):
 
     Attributes:
         mix: sources and how many candidates from each, chosen on validation.
-        item_features: of the bundle's rows; each LiveBundle takes a copy.
+        items: content arrays of the bundle's rows; each LiveBundle takes a copy.
         popular: int32, rows by popularity, best first.
     """
 
     @property
-    def bundle_id(self) -> str: ...
+    def id(self) -> str: ...
     @property
     def catalogue(self) -> Catalogue: ...
     @property
@@ -43,11 +43,11 @@ class ServableBundle(Protocol):
     @property
     def ranker(self) -> Ranker | None: ...
     @property
-    def feature_spec(self) -> FeatureSpec: ...
+    def spec(self) -> FeatureSpec: ...
     @property
     def statistics(self) -> ItemStatistics: ...
     @property
-    def item_features(self) -> ItemFeatures: ...
+    def items(self) -> ItemFeatures: ...
     @property
     def popular(self) -> Rows: ...
 
@@ -78,7 +78,7 @@ class LiveBundle:
         self.bundle, self.lists = bundle, lists
         self.live = LiveCatalogue(bundle.catalogue)
         self.filters = Filters(self.live)
-        self.item_features = bundle.item_features.copy()
+        self.item_features = bundle.items.copy()
         self.live.follow(self.item_features.put_many)
         self.fallback = Fallback(self.live, bundle.popular, bundle.models)
 

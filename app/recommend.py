@@ -132,7 +132,7 @@ def _user_columns(chain: Chain, requests: Sequence[Request]) -> list[dict[str, A
     """Columns of the requests' users, where the bundle has features of them."""
     columns: list[dict[str, Any] | None] = [None] * len(requests)
     known = [place for place, request in enumerate(requests) if request.user_id is not None]
-    if not known or not chain.target.bundle.feature_spec.user_numbers:
+    if not known or not chain.target.bundle.spec.user_numbers:
         return columns
     try:
         found = chain.state.user_columns([str(requests[place].user_id) for place in known])
@@ -149,7 +149,7 @@ async def _retrieve(batch: Batch, questions: list[Question]) -> tuple[list[Quest
     chain = batch.chain
     since = chain.clock()
     query = query_of(chain, questions, histories_of(chain, questions))
-    bundle_id = chain.target.bundle.bundle_id
+    bundle_id = chain.target.bundle.id
     candidates, reason, late = await _within(
         batch, "retrieve", questions, lambda: chain.stages.retrieve(bundle_id, query), batch.without_candidates
     )
@@ -180,8 +180,8 @@ async def _rank(batch: Batch, questions: list[Question], candidates: Candidates)
         batch.from_candidates([question], take(candidates, [place_of[question.place]]), None, reason)
 
     def score() -> Awaitable[np.ndarray[Any, np.dtype[np.float32]]]:
-        table = features(bundle.feature_spec, _context(chain, questions, candidates))
-        return chain.stages.score(bundle.bundle_id, table)
+        table = features(bundle.spec, _context(chain, questions, candidates))
+        return chain.stages.score(bundle.id, table)
 
     scores, reason, late = await _within(batch, "rank", questions, score, unranked)
     batch.lap("rank", since)
@@ -200,7 +200,7 @@ async def _rank(batch: Batch, questions: list[Question], candidates: Candidates)
 def _context(chain: Chain, questions: Sequence[Question], candidates: Candidates) -> FeatureContext:
     target = chain.target
     return FeatureContext(
-        target.bundle.feature_spec,
+        target.bundle.spec,
         histories_of(chain, questions, ranked=True),
         candidates,
         [name for name, _ in chain.mix],

@@ -54,7 +54,8 @@ class TermColumn:
 
     def _operator_mask(self, operator: str, wanted: Any) -> Mask:
         if operator == "exists":
-            return np.not_equal(self._missing, bool(wanted))
+            missing: Mask = self._missing
+            return ~missing if wanted else missing
         if operator == "any":
             return self._union(wanted)
         if operator == "none":
@@ -63,7 +64,8 @@ class TermColumn:
             return self._all(wanted)
         if operator == "eq" and self.listed:
             terms = wanted if isinstance(wanted, list) else [wanted]
-            return self._all(terms) & (self._lengths == len(terms)) & ~self._missing
+            exact: Mask = self._all(terms) & (self._lengths == len(terms)) & ~self._missing
+            return exact
         return self._where([passes({operator: wanted}, [term] if self.listed else term) for term in self._terms])
 
     def _rows_of(self, term: Any) -> NDArray[np.int64]:

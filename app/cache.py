@@ -1,0 +1,125 @@
+"""What a gateway replica keeps on disk to answer without computing: the bundle's lists, and its own answers.
+
+Each replica has its own folder, opened by it alone and deleted with it.
+"""
+
+import shutil
+import struct
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from rocksdict import (
+    DBCompactionStyle,
+    FifoCompactOptions,
+    IngestExternalFileOptions,
+    Options,
+    Rdict,
+    SstFileWriter,
+    WriteOptions,
+)
+
+from app.errors import BundleError
+from app.models.interactions import Rows
+
+EXPIRY = struct.Struct("<d")  # seconds since 1970, before each value: RocksDB's own time to live shows in the values
+WRITE_BUFFER = 4_000_000
+
+
+def write_lists_sst(file: Path, lists: Mapping[str, Rows]) -> None:
+    """Writes precomputed lists as one SST file: `u:<user_id>` and `i:<item_id>` -> int32 rows, best first.
+
+    Raises:
+        ValueError: there are no lists; RocksDB knows no empty SST file.
+    """
+    if not lists:
+        raise ValueError(f"{file}: found no lists, wanted at least one (leave the file out)")
+    writer = SstFileWriter(Options(raw_mode=True))
+    writer.open(str(file))
+    for key, rows in sorted((key.encode(), rows) for key, rows in lists.items()):
+        writer[key] = np.ascontiguousarray(rows, "<i4").tobytes()
+    writer.finish()
+
+
+class ListStore:
+    """A bundle's precomputed lists. Opening takes in a copy of the SST file (milliseconds); the bundle keeps it."""
+
+    def __init__(self, folder: Path, sst: Path) -> None:
+        """Opens `folder`, made anew.
+
+        Raises:
+            BundleError: `sst` is no SST file of this format.
+        """
+        self._folder = folder
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self._store = Rdict(str(folder), _options())
+        options = IngestExternalFileOptions()
+        options.set_move_files(False)  # a move would take the file out of the bundle
+        try:
+            self._store.ingest_external_file([str(sst)], options)
+        except Exception as error:
+            self.close()
+            raise BundleError(f"{sst}: found no list file ({error}), wanted an SST file of int32 rows") from None
+
+    def rows(self, key: str) -> Rows | None:
+        """int32 rows, best first; None: no such list."""
+        value = self._store.get(key.encode())
+        return None if value is None else np.frombuffer(value, "<i4")
+
+    def close(self) -> None:
+        """Closes and deletes the folder."""
+        self._store.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class AnswerCache:
+    """Encoded answers by key, until they expire, on at most `max_bytes` of disk: the oldest files go first.
+
+    Whether an answer still holds is the key's business: it names all that the answer depends on.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int, clock: Callable[[], float] = time.time) -> None:
+        """Opens `folder`, made anew. `clock`: seconds since 1970."""
+        self._folder, self._clock = folder, clock
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        options = _options()
+        fifo = FifoCompactOptions()
+        fifo.max_table_files_size = max(max_bytes - 2 * WRITE_BUFFER, max_bytes // 4)
+        options.set_compaction_style(DBCompactionStyle.fifo())
+        options.set_fifo_compaction_options(fifo)
+        self._store = Rdict(str(folder), options)
+        unlogged = WriteOptions()
+        unlogged.disable_wal = True  # it is deleted with its replica: nothing to recover
+        self._store.set_write_options(unlogged)
+        self.hits = 0
+        self.misses = 0
+
+    def get(self, key: bytes) -> bytes | None:
+        """The answer kept under `key`, unless it has expired."""
+        held: bytes | None = self._store.get(key)
+        if held is None or EXPIRY.unpack_from(held)[0] <= self._clock():
+            self.misses += 1
+            return None
+        self.hits += 1
+        return held[EXPIRY.size :]
+
+    def put(self, key: bytes, value: bytes, ttl_s: float) -> None:
+        """Keeps an answer for `ttl_s` seconds."""
+        self._store[key] = EXPIRY.pack(self._clock() + ttl_s) + value
+
+    def close(self) -> None:
+        """Closes and deletes the folder."""
+        self._store.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _options() -> Options:
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.set_write_buffer_size(WRITE_BUFFER)
+    options.set_max_background_jobs(1)
+    options.set_keep_log_file_num(1)
+    return options

@@ -12,7 +12,7 @@ from app.surfaces import SurfaceSettings
 
 PREFIX = "MANTA_"
 # Variables of the same prefix that are not settings.
-NOT_SETTINGS = frozenset({"MANTA_HOME", "MANTA_SETTINGS", "MANTA_CACHE", "MANTA_TEST", "MANTA_FAULT"})
+NOT_SETTINGS = frozenset({"MANTA_HOME", "MANTA_SETTINGS", "MANTA_CACHE", "MANTA_SESSION", "MANTA_TEST", "MANTA_FAULT"})
 
 
 class Section(BaseModel):

@@ -1,0 +1,49 @@
+"""The system's keeper: ends a temporary system whose users were killed, and restarts the embedded broker.
+
+    python -m deployments.keeper HOME SESSION
+
+One small process per system, started and ended by `deployments.cluster`.
+"""
+
+import logging
+import sys
+import time
+from pathlib import Path
+
+from deployments import broker, cluster
+from deployments.environment import child_environment
+from deployments.run import Run, locked, read, write
+
+PERIOD_S = 0.5
+LOG = logging.getLogger(__name__)
+
+
+def keep(home: Path, session: Path) -> None:
+    """Watches until the system of that session is gone."""
+    while True:
+        run = read(home)
+        if run is None or run.session != session:
+            return
+        if run.temporary and not run.living_users():
+            LOG.warning("the last user of %s is gone: ending it", session)
+            cluster.stop(home)
+            return
+        if run.broker is not None and not run.broker.alive():
+            restart_if_dead(home, session)
+        time.sleep(PERIOD_S)
+
+
+def restart_if_dead(home: Path, session: Path) -> Run | None:
+    """Starts the embedded broker again where it has died; returns the run with the new one."""
+    with locked(home):
+        run = read(home)
+        if run is None or run.session != session or run.broker is None or run.broker.alive():
+            return None
+        process = broker.start(home, run.ports.kafka, child_environment({}))
+        LOG.warning("the embedded broker died: started again as process %d", process.pid)
+        return write(run.model_copy(update={"broker": process, "broker_restarts": run.broker_restarts + 1}))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(asctime)s keeper: %(message)s")
+    keep(Path(sys.argv[1]), Path(sys.argv[2]))

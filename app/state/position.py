@@ -21,7 +21,7 @@ _HEAD = 16  # 64-bit words before the offsets
 _WORDS = _HEAD + len(TOPICS) * MAX_PARTITIONS
 SIZE = _WORDS * 8
 # Words of the head.
-_LOCK, _MOVES, _GENERATION, _ITEMS, _WATERMARK, _HEARTBEAT, _PID = range(1, 8)
+_LOCK, _MOVES, _GENERATION, _ITEMS, _WATERMARK, _HEARTBEAT, _PID, _LAG = range(1, 9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,21 +93,23 @@ class Position:
         words = self._words
         if not words[_LOCK] & 1:  # odd: a writer died in the middle, and this one makes it whole
             words[_LOCK] += 1
+        # First what makes readers catch up: whoever sees an offset below must also see that it is behind.
+        words[_GENERATION], words[_MOVES] = published.generation, published.moves
         words[_ITEMS], words[_WATERMARK] = published.item_sequence, published.watermark
         for topic, partitions in published.offsets.items():
             base = _HEAD + TOPICS.index(topic) * MAX_PARTITIONS
             for partition, offset in partitions.items():
                 if partition < MAX_PARTITIONS:
                     words[base + partition] = offset
-        words[_GENERATION] = published.generation
         words[_PID] = os.getpid()
-        words[_MOVES] = published.moves
         words[_LOCK] += 1
         self.beat()
 
-    def beat(self) -> None:
-        """Says that the writer is alive."""
+    def beat(self, lag: int | None = None) -> None:
+        """Says that the writer is alive, and how many messages it knows of that are not applied (-1: unknown)."""
         self._words[_HEARTBEAT] = time.time_ns() // 1_000_000
+        if lag is not None:
+            self._words[_LAG] = lag
 
     # --- the readers' side
 
@@ -133,6 +135,11 @@ class Position:
     def heartbeat_ms(self) -> int:
         """When the writer was last seen alive, milliseconds since 1970; 0: never."""
         return self._words[_HEARTBEAT]
+
+    @property
+    def lag(self) -> int:
+        """Messages in the log that are not applied, as of the last second; -1: the broker is away."""
+        return self._words[_LAG]
 
     @property
     def writer_pid(self) -> int:

@@ -170,6 +170,10 @@ class StateReplica:
         """The watermark, milliseconds; 0 without events."""
         return self._position.watermark if self._position else 0
 
+    def lag(self) -> int:
+        """Messages in the log that the writer has not applied, as of the last second; -1: it cannot tell."""
+        return self._position.lag if self._position else -1
+
     def writer_seen_ms(self) -> int:
         """When the writer was last alive, milliseconds since 1970; 0: never seen."""
         return self._position.heartbeat_ms if self._position else 0

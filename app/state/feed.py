@@ -1,0 +1,184 @@
+"""The topics as the state writer reads them: by assign and seek from its own offsets, through outages and gaps."""
+
+import logging
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from time import monotonic
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from app.errors import MantaError
+from app.events.connection import QuietLogger, consumer_config
+from app.events.schema import EVENTS, ITEMS, USERS
+from app.events.topics import TopicBounds, bounds
+from app.settings import KafkaSettings
+
+TOPICS = (EVENTS, ITEMS, USERS)
+_REFRESH_S = 5.0  # how soon a new partition or topic is noticed
+
+Place = tuple[str, int]  # topic, partition
+
+log = logging.getLogger("manta.state")
+
+
+@dataclass(slots=True)
+class Read:
+    """What one poll brought.
+
+    Attributes:
+        messages: in offset order within each partition.
+        offsets: partition → next offset once they are applied; also of partitions that moved without a message.
+        jumps: offsets that were not there to be read, by kind.
+    """
+
+    messages: list[Message] = field(default_factory=list)
+    offsets: dict[Place, int] = field(default_factory=dict)
+    jumps: dict[str, int] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.offsets)
+
+
+class StateFeed:
+    """A consumer of every partition of the three topics. For one thread.
+
+    Where the log no longer holds the next offset, reading goes on from where it can and the jump is counted:
+    `log_end` (the broker lost what it had acknowledged), `gap` (retention was faster), `recreated` (another topic).
+    """
+
+    def __init__(
+        self, settings: KafkaSettings, offsets: Mapping[str, Mapping[int, int]], topic_ids: dict[str, str]
+    ) -> None:
+        """Takes the next offset of each partition that is known, and the ids of the topics they belong to."""
+        self._settings = settings
+        self._next = {(topic, p): offset for topic, parts in offsets.items() for p, offset in parts.items()}
+        self._moved = Read()
+        self.topic_ids = topic_ids
+        self._assigned: set[Place] = set()
+        self._suspect = True  # whether offsets must be compared with the log before anything is read
+        self._looked = 0.0
+        self.error: str | None = None
+        self._asking = ThreadPoolExecutor(1, "state-bounds")
+        self._answer: Future[dict[str, TopicBounds]] | None = None
+        config = consumer_config(
+            settings,
+            group__id="manta-state",
+            enable__partition__eof=True,
+            log__connection__close=True,  # else a broken connection would not be reported here
+            fetch__wait__max__ms=100,
+            fetch__error__backoff__ms=50,
+            fetch__queue__backoff__ms=5,
+            queued__max__messages__kbytes=16_384,
+            topic__metadata__refresh__interval__ms=10_000,
+            error_cb=self._on_error,
+        )
+        self._consumer = Consumer(config, logger=QuietLogger())
+
+    def _on_error(self, error: KafkaError) -> None:
+        """A broken connection: what comes after may be a broker that has forgotten something."""
+        self._suspect = True
+        self.error = error.str()
+
+    def poll(self, timeout_s: float, limit: int) -> Read:
+        """Up to `limit` messages; waits `timeout_s` for the first. Nothing while the broker is away."""
+        if not self._suspect and monotonic() - self._looked > _REFRESH_S:
+            self._look_for_partitions()
+        if self._suspect:
+            self._compare(timeout_s)
+        if self._suspect or not self._assigned or self._moved:
+            self._consumer.poll(0 if self._moved else timeout_s)  # serves the callbacks
+            moved, self._moved = self._moved, Read()
+            return moved
+        first = self._consumer.poll(timeout_s)
+        read = Read()
+        for message in (first, *self._consumer.consume(limit - 1, 0)) if first is not None else ():
+            self._take(message, read)
+        self._next.update(read.offsets)
+        return read
+
+    def _take(self, message: Message, read: Read) -> None:
+        place, error = (message.topic(), message.partition()), message.error()
+        upto = max(read.offsets.get(place, 0), self._next.get(place, 0))
+        if error is None:
+            if message.offset() >= upto:
+                read.messages.append(message)
+                read.offsets[place] = message.offset() + 1
+        elif error.code() == KafkaError._PARTITION_EOF:
+            if message.offset() > upto:  # transaction markers, or what compaction took out at the end
+                read.offsets[place] = message.offset()
+        else:  # out of range, a partition that has gone, authorization: compare with the log anew
+            self._suspect, self.error = True, error.str()
+
+    def lag(self) -> dict[str, int]:
+        """Topic → messages in the log that are not applied, as far as the consumer has heard."""
+        lag = dict.fromkeys(TOPICS, 0)
+        for topic, partition in self._assigned:
+            try:
+                _, end = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)
+            except KafkaException:
+                continue
+            lag[topic] += max(0, end - self._next.get((topic, partition), 0))
+        return lag
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker answered when it was last asked."""
+        return not self._suspect
+
+    def close(self) -> None:
+        self._asking.shutdown(wait=False, cancel_futures=True)
+        self._consumer.close()
+
+    # --- the log against our offsets
+
+    def _look_for_partitions(self) -> None:
+        """Notices topics and partitions that are new or gone."""
+        self._looked = monotonic()
+        try:
+            topics = self._consumer.list_topics(timeout=1.0).topics
+        except KafkaException:
+            return  # the error callback has heard of it too
+        there = {(topic, partition) for topic in TOPICS if topic in topics for partition in topics[topic].partitions}
+        self._suspect = self._suspect or there != self._assigned
+
+    def _compare(self, timeout_s: float) -> None:
+        """Asks what the log holds, in a thread of its own; once answered, reads on from where that is possible."""
+        if self._answer is None:
+            self._answer = self._asking.submit(bounds, self._settings, TOPICS)
+        try:
+            held = self._answer.result(timeout_s)
+        except TimeoutError:
+            return
+        except MantaError as error:
+            self._answer, self.error = None, str(error)
+            return
+        self._answer, self._looked = None, monotonic()
+        for topic in TOPICS:
+            self._compare_topic(held[topic])
+        self._assigned = {(topic, partition) for topic in TOPICS for partition in held[topic].end}
+        self._consumer.assign([TopicPartition(*place, self._next[place]) for place in sorted(self._assigned)])
+        self._suspect, self.error = False, None
+
+    def _compare_topic(self, held: TopicBounds) -> None:
+        """Moves offsets that the log does not hold."""
+        recreated = bool(held.topic_id) and self.topic_ids.get(held.topic, held.topic_id) != held.topic_id
+        if held.topic_id:
+            self.topic_ids[held.topic] = held.topic_id
+        for partition, end in held.end.items():
+            place, first = (held.topic, partition), held.first[partition]
+            wanted = self._next.get(place)
+            if wanted is None:
+                self._next[place] = first
+            elif recreated:
+                self._jump("recreated", place, wanted, first)
+            elif wanted > end:
+                self._jump("log_end", place, wanted, end)
+            elif wanted < first:
+                self._jump("gap", place, wanted, first)
+
+    def _jump(self, kind: str, place: Place, wanted: int, now: int) -> None:
+        log.error("topic %s, partition %d: %s: offset %d was next, going on from %d", *place, kind, wanted, now)
+        jumps = self._moved.jumps
+        jumps[kind] = jumps.get(kind, 0) + max(1, abs(wanted - now))
+        self._next[place] = self._moved.offsets[place] = now

@@ -1,7 +1,5 @@
 """SASRec: a small causal transformer over the history, with a softmax over (nearly) all items."""
 
-import math
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Self
@@ -11,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, model_validator
 
+from app.models.adam import AdamW, warm_then_cosine
 from app.models.candidate import Progress, StopFitting
 from app.models.interactions import Catalogue, Histories, Interactions
 from app.models.item_table import ItemTable, content_of, log_popularity, next_item_loss, training_device
@@ -85,10 +84,10 @@ class SasRec:
             device
         )
         learned = [*items.parameters(), *self._encoder.parameters()]
-        optimizer = torch.optim.AdamW(learned, lr=params.lr, weight_decay=params.l2, betas=(0.9, 0.98))
         self._take(items)
         per_pass = len(data) // (params.history * params.batch) + 1
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_then_cosine(params.iterations * per_pass))
+        schedule = warm_then_cosine(params.iterations * per_pass)
+        optimizer = AdamW(learned, lr=params.lr, l2=params.l2, schedule=schedule)
         for iteration in range(params.iterations):
             self._encoder.train()
             windows = sequences.windows(params.history, rng)
@@ -103,7 +102,6 @@ class SasRec:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                schedule.step()
             self._take(items)
             if progress is not None:
                 progress(iteration + 1, self)
@@ -153,15 +151,3 @@ class SasRec:
         load_arrays(model._encoder, arrays, "encoder.")
         model._set_vectors(arrays["vectors"])
         return model
-
-
-def _warm_then_cosine(steps: int) -> Callable[[int], float]:
-    """Learning rate over its peak by step: 5 % of linear warm-up, then a cosine to a hundredth."""
-    warm = max(1, steps // 20)
-
-    def factor(step: int) -> float:
-        if step < warm:
-            return (step + 1) / warm
-        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
-
-    return factor

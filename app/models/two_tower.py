@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
+from app.models.adam import AdamW, warm_then_cosine
 from app.models.candidate import Progress, StopFitting
 from app.models.interactions import Catalogue, Histories, Interactions
 from app.models.item_table import ItemTable, content_of, log_popularity, next_item_loss, training_device
@@ -86,9 +87,8 @@ class TwoTower:
         items = ItemTable(data.n_items, params.n_factors, content, log_popularity(data)).to(device)
         self._user = UserTower(params).to(device)
         learned = [*items.parameters(), *self._user.parameters()]
-        optimizer = torch.optim.AdamW(learned, lr=params.lr, weight_decay=params.l2)
-        steps = max(1, params.iterations * -(-len(targets) // params.batch))
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, params.lr, total_steps=steps + 1, pct_start=0.1)
+        steps = params.iterations * -(-len(targets) // params.batch)
+        optimizer = AdamW(learned, lr=params.lr, l2=params.l2, schedule=warm_then_cosine(steps, 0.1))
         self._take(items)
         for iteration in range(params.iterations):
             self._user.train()
@@ -102,7 +102,6 @@ class TwoTower:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                schedule.step()
             self._take(items)
             if progress is not None:
                 progress(iteration + 1, self)

@@ -11,7 +11,9 @@ from typing import Generic, TypeVar
 Asked = TypeVar("Asked")
 Told = TypeVar("Told")
 
-Work = Callable[[Sequence[Asked]], Awaitable[Sequence[Told | Exception]]]
+# Called with a request's place and its outcome as soon as that is known.
+Deliver = Callable[[int, Told | Exception], None]
+Work = Callable[[Sequence[Asked], Deliver[Told]], Awaitable[Sequence[Told | Exception]]]
 
 
 class Batcher(Generic[Asked, Told]):
@@ -23,7 +25,8 @@ class Batcher(Generic[Asked, Told]):
     """
 
     def __init__(self, work: Work[Asked, Told], *, max_batch: int, wait_s: float) -> None:
-        """`work` answers as many as it is asked, in order; an exception in the answer is one request's own.
+        """`work` answers as many as it is asked, in order; an exception in the answer is one request's own. It may
+        deliver single outcomes before the others are known.
 
         Args:
             work: if it raises itself, each request of the batch is tried once more alone.
@@ -74,8 +77,11 @@ class Batcher(Generic[Asked, Told]):
             self._start()
 
     async def _run(self, batch: list[tuple[Asked, "asyncio.Future[Told]"]]) -> None:
+        def deliver(place: int, reply: Told | Exception) -> None:
+            _settle(batch[place][1], reply)
+
         try:
-            told = await self._work([request for request, _ in batch])
+            told = await self._work([request for request, _ in batch], deliver)
         except Exception as error:
             if len(batch) == 1:
                 _settle(batch[0][1], error)

@@ -149,5 +149,8 @@ def shown(value: Any) -> Any:
         return value
     if isinstance(value, str):
         return value if len(value) <= _LONGEST else f"{value[:_LONGEST]}… ({len(value)} characters)"
-    text = encode(value).decode()
+    try:
+        text = encode(value).decode()
+    except TypeError:  # nested deeper than can be written
+        return f"{type(value).__name__}, deeply nested"
     return value if len(text) <= _LONGEST else f"{text[:_LONGEST]}… ({len(text)} characters)"

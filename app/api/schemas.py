@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
+import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
 
 ID_BYTES = 128
@@ -17,6 +18,15 @@ def _all_short(texts: list[str]) -> list[str]:
     for text in texts:
         _short(text)
     return texts
+
+
+def _plain(context: dict[str, Any]) -> dict[str, Any]:
+    """What is logged and hashed must also be encoded: deep nesting can be read but not written."""
+    try:
+        orjson.dumps(context)
+    except TypeError:
+        raise ValueError("values nested at most 250 deep") from None
+    return context
 
 
 _Text = Annotated[str, StringConstraints(min_length=1, max_length=ID_BYTES)]
@@ -67,7 +77,9 @@ class RecommendBody(Strict):
     items: Ids | None = Field(None, max_length=100, description="Anchors: the product page, the basket.")
     candidates: Ids | None = Field(None, max_length=1000, description="Rank exactly these, retrieve nothing.")
     history: Ids | None = Field(None, max_length=1000, description="Oldest first; stands in for the stored history.")
-    context: dict[str, Any] | None = Field(None, description="Free keys: features where the bundle names them.")
+    context: Annotated[dict[str, Any], AfterValidator(_plain)] | None = Field(
+        None, description="Free keys: features where the bundle names them."
+    )
     explain: bool | None = Field(None, description="Adds sources, ranker score and rules to each item.")
     timeout_ms: int | None = Field(None, ge=1, le=10_000, description="Deadline; absent: the surface's own.")
 

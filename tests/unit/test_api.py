@@ -11,6 +11,10 @@ from app.api.application import create_application, create_edge
 from app.settings import Settings
 from tests.unit.fake_service import FakeService
 
+DEEP: Any = 1
+for _ in range(300):
+    DEEP = [DEEP]
+
 
 @pytest.fixture
 def service() -> FakeService:
@@ -59,6 +63,7 @@ async def test_recommend_passes_every_field(client: httpx.AsyncClient, service: 
         ({"history": ["1"] * 1001}, "history"), ({"items": ["1"] * 101}, "items"),
         ({"candidates": ["1"] * 1001}, "candidates"), ({"unknown": 1}, "unknown"), ({"explain": 1}, "explain"),
         ({"timeout_ms": 0}, "timeout_ms"), ({"timeout_ms": 10_001}, "timeout_ms"), ({"context": []}, "context"),
+        ({"context": {"x": DEEP}}, "context"),
         ({"filters": {"genres": {"like": "x"}}}, "filters.genres.like"), ({"filters": []}, "filters"),
         ([], "body"), ("x", "body"), (1, "body"),
     ],

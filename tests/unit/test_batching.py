@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from deployments.batching import Batcher
+from deployments.batching import Batcher, Deliver
 
 
 async def test_an_idle_request_does_not_wait() -> None:
-    async def work(asked: Sequence[int]) -> list[int]:
+    async def work(asked: Sequence[int], deliver: Deliver[int]) -> list[int]:
         return [one * 2 for one in asked]
 
     batcher: Batcher[int, int] = Batcher(work, max_batch=8, wait_s=60.0)
@@ -19,7 +19,7 @@ async def test_an_idle_request_does_not_wait() -> None:
 async def test_what_is_there_together_is_answered_together_in_order() -> None:
     seen: list[list[int]] = []
 
-    async def work(asked: Sequence[int]) -> list[int]:
+    async def work(asked: Sequence[int], deliver: Deliver[int]) -> list[int]:
         seen.append(list(asked))
         return [one * 2 for one in asked]
 
@@ -34,7 +34,7 @@ async def test_newcomers_gather_while_a_batch_is_under_way() -> None:
     gate = asyncio.Event()
     seen: list[list[int]] = []
 
-    async def work(asked: Sequence[int]) -> list[int]:
+    async def work(asked: Sequence[int], deliver: Deliver[int]) -> list[int]:
         seen.append(list(asked))
         await gate.wait()
         return list(asked)
@@ -53,7 +53,7 @@ async def test_newcomers_gather_while_a_batch_is_under_way() -> None:
 
 
 async def test_the_wait_is_bounded() -> None:
-    async def work(asked: Sequence[int]) -> list[int]:
+    async def work(asked: Sequence[int], deliver: Deliver[int]) -> list[int]:
         if 0 in asked:
             await asyncio.sleep(30)
         return list(asked)
@@ -65,8 +65,24 @@ async def test_the_wait_is_bounded() -> None:
     stuck.cancel()
 
 
+async def test_a_known_outcome_does_not_wait_for_its_batch() -> None:
+    gate = asyncio.Event()
+
+    async def work(asked: Sequence[int], deliver: Deliver[int]) -> list[int]:
+        deliver(1, -1)
+        await gate.wait()
+        return list(asked)
+
+    batcher: Batcher[int, int] = Batcher(work, max_batch=8, wait_s=0.01)
+    slow, early = batcher.ask(7), batcher.ask(8)
+    assert await asyncio.wait_for(early, 1.0) == -1
+    assert not slow.done()
+    gate.set()
+    assert await slow == 7
+
+
 async def test_one_bad_request_harms_only_itself() -> None:
-    async def work(asked: Sequence[int]) -> list[int | Exception]:
+    async def work(asked: Sequence[int], deliver: Deliver[int]) -> list[int | Exception]:
         if 13 in asked:
             raise RuntimeError("poison")
         return [ValueError("odd") if one % 2 else one for one in asked]
@@ -81,7 +97,7 @@ async def test_one_bad_request_harms_only_itself() -> None:
 async def test_a_client_that_has_gone_costs_nothing() -> None:
     seen: list[int] = []
 
-    async def work(asked: Sequence[int]) -> list[int]:
+    async def work(asked: Sequence[int], deliver: Deliver[int]) -> list[int]:
         seen.extend(asked)
         return list(asked)
 

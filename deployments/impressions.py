@@ -1,0 +1,76 @@
+"""Every answer goes to the topic `impressions`: behind the answer, bounded, and what is dropped is counted."""
+
+import asyncio
+from collections import deque
+from typing import Protocol
+
+import orjson
+
+from app.events.schema import IMPRESSIONS, SCHEMA_VERSION, format_time
+from app.request import Answer, Request
+
+FLUSH_S = 0.02
+AT_ONCE = 256
+
+
+class Optional(Protocol):
+    """What sends without waiting (`app.events.producer.EventProducer`)."""
+
+    def try_send(self, topic: str, key: bytes, value: bytes | None) -> bool: ...
+
+
+class Impressions:
+    """Answers that wait for their message. Belongs to one event loop."""
+
+    def __init__(self, producer: Optional, limit: int) -> None:
+        """`limit`: answers that may wait here; beyond, they are dropped."""
+        self._producer = producer
+        self._limit = limit
+        self._waiting: deque[tuple[Request, Answer, int]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self.logged = 0
+        self.dropped = 0
+
+    def log(self, request: Request, answer: Answer, now_us: int) -> None:
+        """Notes an answer; its message is made and sent later. `now_us`: microseconds since 1970."""
+        if len(self._waiting) >= self._limit:
+            self.dropped += 1
+            return
+        self._waiting.append((request, answer, now_us))
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_S, self._flush)
+
+    def _flush(self) -> None:
+        self._timer = None
+        for _ in range(min(AT_ONCE, len(self._waiting))):
+            key, value = message(*self._waiting.popleft())
+            sent = self._producer.try_send(IMPRESSIONS, key, value)
+            self.logged += sent
+            self.dropped += not sent
+        if self._waiting:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_S / 10, self._flush)
+
+
+def message(request: Request, answer: Answer, now_us: int) -> tuple[bytes, bytes]:
+    """(key, value) as `app.events.schema.Impression` has it; propensity 1: the order is not random."""
+    optional = {
+        "user_id": request.user_id,
+        "session_id": request.session_id,
+        "degraded": answer.degraded,
+        "context": dict(request.context) or None,
+    }
+    body = {
+        "schema_version": SCHEMA_VERSION,
+        "request_id": answer.request_id,
+        "surface": answer.surface,
+        "variant": answer.variant,
+        "bundle": answer.bundle,
+        "time": format_time(now_us),
+        "items": [
+            {"item_id": item.item_id, "position": place, "score": item.score, "propensity": 1.0}
+            for place, item in enumerate(answer.items, 1)
+        ],
+        **{name: value for name, value in optional.items() if value is not None},
+    }
+    key = request.user_id or request.session_id or answer.request_id
+    return key.encode(), orjson.dumps(body)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from app.errors import BundleError
 from app.ranking.examples import Examples
 
+LEAST_ROWS = 4  # fewer take another path through BLAS, whose sums differ: a candidate scores the same in any batch
 CLIP = 8.0  # standard deviations: what an outlier may count
 
 
@@ -67,8 +68,10 @@ class CrossNetwork(nn.Module):  # type: ignore[misc]
         crossed = start
         for layer in self.cross:
             crossed = torch.addcmul(crossed, start, layer(crossed))
-        scores: Tensor = self.out(torch.cat([crossed, self.deep(start)], dim=1))
-        return scores.squeeze(1)
+        # A single output would be a matrix-vector product, whose sums depend on a row's place; two are not.
+        weight, bias = self.out.weight.expand(2, -1), self.out.bias.expand(2)
+        scores: Tensor = nn.functional.linear(torch.cat([crossed, self.deep(start)], dim=1), weight, bias)
+        return scores[:, 0]
 
 
 class NetworkRanker:
@@ -93,9 +96,12 @@ class NetworkRanker:
         """float32 (R, F) in the order of `feature_names` -> float32 (R,), finite."""
         if features.ndim != 2 or features.shape[1] != len(self.feature_names):
             raise ValueError(f"features: found shape {features.shape}, wanted (R, {len(self.feature_names)})")
+        count = len(features)
+        if count < LEAST_ROWS:
+            features = np.concatenate([features, np.zeros((LEAST_ROWS - count, features.shape[1]), np.float32)])
         with torch.inference_mode():
             scores: NDArray[np.float32] = self.module(torch.from_numpy(features).to(self.device)).cpu().numpy()
-        return scores
+        return scores[:count]
 
     def fit(
         self, examples: Examples, *, seed: int = 0, progress: Callable[[int, float], None] | None = None

@@ -1,0 +1,199 @@
+"""The chain as contract.md describes `POST /v1/recommend`, on stages in this process."""
+
+import numpy as np
+import pytest
+
+from app.errors import NotFound, RequestInvalid
+from app.recommend import Answer, Request, similar
+from app.surfaces import RuleSettings, SourceSettings, SurfaceSettings
+from tests.unit.chain_world import N_ITEMS, World, bundle, columns_of, ids_of
+
+
+@pytest.fixture(scope="module")
+def made():
+    return bundle()
+
+
+@pytest.fixture
+def world(made):
+    world = World(made)
+    world.click("drama", "i0", "i4", "i8", "i12")
+    world.click("horror", "i2", "i6", "i10")
+    return world
+
+
+def genre_share(ids, genre):
+    return np.mean([genre in columns_of(int(item[1:]))["genres"] for item in ids])
+
+
+def test_answers_k_items_once_each_and_nothing_consumed(world):
+    answer = world.answer(user_id="drama", k=10, request_id="r")
+    ids = ids_of(answer)
+    assert len(set(ids)) == 10
+    assert not {"i0", "i4", "i8", "i12"} & set(ids)
+    assert (answer.degraded, answer.degraded_reason, answer.bundle, answer.request_id) == (None, None, "b1", "r")
+    assert set(answer.timings_ms) == {"state", "retrieve", "rank", "total"}
+    assert [item.score for item in answer.items] == sorted((item.score for item in answer.items), reverse=True)
+    assert set(answer.body()) == {
+        *("request_id", "surface", "variant", "bundle", "degraded", "degraded_reason", "items", "timings_ms")
+    }
+
+
+def test_the_same_items_and_scores_alone_or_in_a_batch(world):
+    random = np.random.default_rng(3)
+    for user in range(40):
+        world.click(f"u{user}", *(f"i{row}" for row in random.integers(0, N_ITEMS, random.integers(1, 30))))
+    requests = [Request(user_id=f"u{user}", k=7, exclude=[f"i{user}"]) for user in range(40)]
+    requests += [Request(history=["i1", "i5"]), Request(), Request(items=["i3"], user_id="u1")]
+    together = world.outcomes(*requests)
+    for request, answer in zip(requests, together, strict=True):
+        alone = world.outcomes(request)[0]
+        assert isinstance(alone, Answer)
+        assert isinstance(answer, Answer)
+        assert alone.items == answer.items
+    shuffled = random.permutation(len(requests))
+    again = world.outcomes(*(requests[place] for place in shuffled))
+    assert [ids_of(answer) for answer in again] == [ids_of(together[place]) for place in shuffled]
+
+
+def test_personal_after_the_first_event_and_by_session(world):
+    before = world.ids(user_id="new")
+    world.click("new", "i2")
+    after = world.ids(user_id="new")
+    assert "i2" not in after
+    assert after != before
+    retrieved = World(world.bundle, SurfaceSettings(timeout_ms=10_000, ranked=False))
+    retrieved.click("new", "i2", "i6")
+    assert genre_share(retrieved.ids(user_id="new"), "Horror") > genre_share(retrieved.ids(), "Horror")
+    assert retrieved.ids(user_id="new") == retrieved.ids(history=["i2", "i6"])
+
+
+def test_every_item_that_passes_is_given_when_k_asks_for_it(world):
+    assert set(world.ids(user_id="drama", k=500)) == {f"i{row}" for row in range(N_ITEMS)} - {"i0", "i4", "i8", "i12"}
+    assert len(world.ids(k=500)) == N_ITEMS
+    assert len(world.ids(user_id="nobody", k=500, filters={"genres": {"any": ["Indie"]}})) == 12
+
+
+@pytest.mark.parametrize(
+    ("filters", "wanted"),
+    [
+        ({"year": {"eq": 1975}}, {15}),
+        ({"genres": {"all": ["Drama", "Indie"]}}, {0, 20, 40}),
+        ({"genres": {"any": ["Horror"]}, "year": {"gte": 2000, "lt": 2011}}, {42, 46, 50}),
+        ({"title": {"any": ["Film 7 War", "nothing"]}}, {7}),
+        ({"title": {"exists": False}}, set()),
+        ({"genres": {"none": ["Drama", "Comedy", "War"]}, "year": {"gt": 2011}}, {54, 58}),
+    ],
+)
+def test_filters_at_any_selectivity(world, filters, wanted):
+    assert set(world.ids(user_id="war", k=20, filters=filters)) == {f"i{row}" for row in wanted}
+    assert set(world.ids(candidates=[f"i{row}" for row in range(N_ITEMS)], k=60, filters=filters)) == {
+        f"i{row}" for row in wanted
+    }
+
+
+def test_wrong_requests_harm_only_themselves(world):
+    outcomes = world.outcomes(
+        Request(filters={"colour": {"eq": "red"}}), Request(user_id="drama"), Request(items=["nope"]), Request()
+    )
+    assert isinstance(outcomes[0], RequestInvalid)
+    assert outcomes[0].field == "filters.colour"
+    assert isinstance(outcomes[2], NotFound)
+    assert all(isinstance(outcomes[place], Answer) for place in (1, 3))
+    needy = World(world.bundle, SurfaceSettings(anchor="required"))
+    assert isinstance(needy.outcomes(Request())[0], RequestInvalid)
+
+
+def test_candidates_are_ranked_exactly(world):
+    world.put("i7", None)
+    named = ["i3", "i4", "i55", "nope", "i7", "i9"]
+    assert set(world.ids(user_id="drama", candidates=named, k=10)) == {"i3", "i4", "i55", "i9"}
+    assert set(world.ids(user_id="drama", candidates=named, exclude=["i3"], k=10)) == {"i4", "i55", "i9"}
+    best = world.ids(user_id="drama", candidates=named, k=2)
+    assert best == world.ids(user_id="drama", candidates=named, k=10)[:2]
+    assert world.ids(user_id="drama", candidates=["nope"], k=10) == []
+
+
+def test_anchors_lead_and_are_not_shown(world):
+    plain = World(world.bundle, SurfaceSettings(timeout_ms=10_000, ranked=False))
+    plain.click("drama", "i0", "i4")
+    ids = plain.ids(user_id="drama", items=["i2", "unknown"], k=8)
+    assert not {"i2", "i0", "i4"} & set(ids)
+    assert genre_share(ids, "Horror") > 0.6
+    outcome = plain.outcomes(similar("i2", k=8))[0]
+    assert isinstance(outcome, Answer)
+    assert genre_share(ids_of(outcome), "Horror") > 0.6
+    assert isinstance(plain.outcomes(similar("unknown"))[0], NotFound)
+
+
+def test_exclude_and_unknown_ids(world):
+    first = world.ids(user_id="drama")
+    assert not set(first[:3]) & set(world.ids(user_id="drama", exclude=[*first[:3], "unknown"]))
+    assert world.ids(history=["unknown", "i2"]) == world.ids(history=["i2"])
+
+
+def test_a_withdrawn_item_is_gone_and_comes_back(world):
+    gone = world.ids(user_id="drama")[0]
+    world.put(gone, columns_of(int(gone[1:])))
+    world.put(gone, None)
+    assert gone not in world.ids(user_id="drama", k=500)
+    assert gone not in world.ids(candidates=[gone])
+    assert world.ids(items=[gone])  # its page may still be open
+    world.put(gone, columns_of(int(gone[1:])))
+    assert world.ids(user_id="drama")[0] == gone
+
+
+def test_more_withdrawn_items_than_are_banned_one_by_one(world, monkeypatch):
+    monkeypatch.setattr("app.question.FEW_WITHDRAWN", 3)
+    for row in range(0, N_ITEMS, 2):
+        world.put(f"i{row}", None)
+    assert set(world.ids(user_id="drama", k=500)) == {f"i{row}" for row in range(1, N_ITEMS, 2)}
+    assert len(world.ids(user_id="drama", filters={"genres": {"any": ["War"]}}, k=500)) == 15
+
+
+def test_a_new_item_is_recommended_by_its_content(world):
+    world.put("fresh", {"title": "Film Horror", "genres": ["Horror"], "year": 1970, "colour": "red"})
+    assert "fresh" in world.ids(user_id="horror", k=30)
+    assert world.ids(user_id="drama", filters={"colour": {"eq": "red"}}) == ["fresh"]
+    assert "fresh" in world.ids(k=500)
+    assert world.ids(candidates=["fresh"]) == ["fresh"]
+    plain = World(world.bundle, SurfaceSettings(timeout_ms=10_000, ranked=False))
+    plain.put("fresh", {"title": "Film Horror", "genres": ["Horror"], "year": 1970})
+    assert genre_share(plain.ids(items=["fresh"], k=8), "Horror") > 0.6
+    plain.click("someone", "fresh")
+    assert genre_share(plain.ids(user_id="someone", k=8), "Horror") > 0.6
+    assert "fresh" not in plain.ids(user_id="someone", k=500)
+    plain.put("fresh", None)
+    assert "fresh" not in plain.ids(user_id="horror", k=500)
+
+
+def test_changed_columns_count_at_once(world):
+    assert world.ids(filters={"genres": {"any": ["Western"]}}) == []
+    world.put("i9", {"title": "Film 9", "genres": ["Western"], "year": 1969})
+    assert world.ids(filters={"genres": {"any": ["Western"]}}) == ["i9"]
+    assert "i9" not in world.ids(filters={"genres": {"any": ["Comedy"]}}, k=500)
+
+
+def test_explain_names_sources_scores_and_rules(world):
+    answer = world.answer(user_id="drama", k=60, explain=True)
+    sources = [item.explain["sources"] for item in answer.items]
+    assert all(sources)
+    assert {vote["family"] for votes in sources for vote in votes} >= {"item_knn", "ials", "content", "popularity"}
+    assert all(item.explain["ranker_score"] == item.score for item in answer.items)
+    assert answer.body()["cache_hit"] is False
+    kept = world.answer(user_id="drama", candidates=["i4"], explain=True).items[0]
+    assert kept.explain["rules"] == [{"rule": "seen", "effect": "kept: named in candidates"}]
+
+
+def test_surface_settings_choose_sources_rules_and_person(made):
+    only = SurfaceSettings(timeout_ms=10_000, sources=(SourceSettings(family="popularity", k=20),), ranked=False)
+    assert World(made, only).ids(k=5) == [f"i{row}" for row in made.popular[:5]]
+    seen = World(made, SurfaceSettings(timeout_ms=10_000, rules=RuleSettings(seen="allowed")))
+    seen.click("u", "i0", "i4")
+    assert {"i0", "i4"} <= set(seen.ids(user_id="u", k=500))
+    public = World(made, SurfaceSettings(timeout_ms=10_000, personal=False, ranked=False))
+    public.click("u", "i0")
+    assert [item for item in public.ids(k=20) if item != "i0"][:10] == public.ids(user_id="u", k=10)
+    light = World(made, SurfaceSettings(timeout_ms=10_000, event_weights={"rating": 1.0}))
+    light.click("u", "i0")
+    assert "i0" not in light.ids(user_id="u", k=500)

@@ -18,6 +18,8 @@ for _pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 # What a developer has set must not reach the tests; the cache only says where downloads are kept.
 for _name in [name for name in os.environ if name.startswith(("MANTA_", "RAY_")) and name != "MANTA_CACHE"]:
     del os.environ[_name]
+# Read once, when Ray is first imported, which may be in a test that does not start it (see deployments/environment.py).
+os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 
 
 @pytest.fixture(autouse=True)

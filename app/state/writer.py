@@ -77,7 +77,7 @@ class StateWriterLoop:
     # --- one database
 
     def _serve(self, position: Position, generation: int) -> None:
-        store = self._open(position, generation)
+        store = self._open(generation)
         if store is None:
             return
         feed = StateFeed(self._settings.kafka, store.offsets(), store.topic_ids)
@@ -110,7 +110,7 @@ class StateWriterLoop:
         position.beat(sum(self._lag.values()) if feed.connected else -1)
         return current_generation(self._paths.databases)
 
-    def _open(self, position: Position, generation: int) -> StateStore | None:
+    def _open(self, generation: int) -> StateStore | None:
         """Opens the database, waiting for whoever holds it; None when told to stop meanwhile."""
         path = database(self._paths.databases, generation)
         if not (self._paths.databases / "current").exists():

@@ -1,0 +1,181 @@
+"""The one writer of each node's state, as Ray actors: pinned, restarted by Ray, kept by one supervisor."""
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from app.settings import Settings
+from app.state.writer import StateWriterLoop
+
+NAMESPACE = "manta"
+SUPERVISOR = "manta-state-supervisor"
+WRITER_PREFIX = "manta-state-writer-"
+_LOOK_S = 1.0
+_ANSWER_S = 2.0
+_FAILED_S = 1.0  # before a failed writer gives way to the next: its status can be read, and it does not spin
+
+log = logging.getLogger("manta.state")
+
+
+class StateWriter:
+    """One node's writer: a thread does the work (`app.state.writer`), the actor answers how it goes."""
+
+    def __init__(self, settings: Settings, home: str) -> None:
+        """Starts at once; waits for whoever still holds the database."""
+        pyarrow.set_cpu_count(1)  # what the actor has reserved
+        self._loop = StateWriterLoop(settings, Path(home))
+        self._thread = threading.Thread(target=self._run, name="state-writer", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._loop.run()
+        except Exception:
+            log.exception("the state writer failed and is started anew")
+            time.sleep(_FAILED_S)
+            os._exit(1)  # Ray starts the actor again; offsets and state are as of the last batch
+
+    def status(self) -> dict[str, Any]:
+        """As `StateWriterLoop.status`, with the node."""
+        return {"node": ray.get_runtime_context().get_node_id(), **self._loop.status()}
+
+    def lag(self) -> dict[str, int]:
+        """Topic → messages that are not applied yet."""
+        return self._loop.lag()
+
+    def stop(self) -> None:
+        """Ends the work and closes the database (`ray.kill` is safe too)."""
+        self._loop.stop()
+        self._thread.join()
+
+
+class StateSupervisor:
+    """Keeps one writer on every living node."""
+
+    def __init__(self, settings: Settings, home: str) -> None:
+        """Begins to keep them."""
+        self._settings, self._home = settings, home
+        self._writers: dict[str, ActorHandle] = {}
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="state-supervisor", daemon=True)
+        self._thread.start()
+
+    def _keep(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._look()
+            except Exception:
+                log.exception("the state writers could not be looked after; trying again")
+            self._stopped.wait(_LOOK_S)
+
+    def _look(self) -> None:
+        """Starts writers on new nodes, forgets those of nodes that have gone, replaces those that ended for good."""
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        for node in [node for node in self._writers if node not in alive]:
+            ray.kill(self._writers.pop(node))
+        for node in alive:
+            name = WRITER_PREFIX + node[:8]
+            if node not in self._writers or _gone(name):
+                self._writers[node] = _start_writer(name, node, self._settings, self._home)
+
+    def status(self) -> list[dict[str, Any]]:
+        """`StateWriter.status` of each node; a writer that does not answer: its node, name and state `starting`."""
+        asked = {node: writer.status.remote() for node, writer in dict(self._writers).items()}
+        ray.wait(list(asked.values()), num_returns=len(asked), timeout=_ANSWER_S) if asked else None
+        return [{"node": node, "name": WRITER_PREFIX + node[:8], **_answer(ref)} for node, ref in asked.items()]
+
+    def stop(self) -> None:
+        """Ends all writers, and keeps none any more."""
+        self._stopped.set()
+        self._thread.join()
+        for writer in self._writers.values():
+            with contextlib.suppress(RayActorError, GetTimeoutError):
+                ray.get(writer.stop.remote(), timeout=_ANSWER_S)
+            ray.kill(writer)
+        self._writers.clear()
+
+
+def ensure_state_writers(settings: Settings, home: Path) -> ActorHandle:
+    """The supervisor, started if it is not there; Ray must be joined. `settings` name the broker's address."""
+    supervisor = ray.remote(StateSupervisor).options(
+        name=SUPERVISOR,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_task_retries=3,
+        max_concurrency=4,
+        num_cpus=0,
+    )
+    return supervisor.remote(settings, str(home))
+
+
+def state_status(timeout_s: float = 5.0) -> list[dict[str, Any]]:
+    """Status of every node's writer; empty where no supervisor runs or it does not answer."""
+    try:
+        supervisor = ray.get_actor(SUPERVISOR, NAMESPACE)
+        found: list[dict[str, Any]] = ray.get(supervisor.status.remote(), timeout=timeout_s)
+    except (ValueError, RayActorError, GetTimeoutError):
+        return []
+    return found
+
+
+def state_lag(timeout_s: float = 5.0) -> dict[str, int]:
+    """Topic → messages that the slowest node has not applied yet."""
+    lag: dict[str, int] = {}
+    for status in state_status(timeout_s):
+        for topic, messages in status.get("lag", {}).items():
+            lag[topic] = max(lag.get(topic, 0), messages)
+    return lag
+
+
+def stop_state_writers(timeout_s: float = 10.0) -> None:
+    """Ends the supervisor and every writer, where there are any."""
+    try:
+        supervisor = ray.get_actor(SUPERVISOR, NAMESPACE)
+    except ValueError:
+        return
+    with contextlib.suppress(RayActorError, GetTimeoutError):
+        ray.get(supervisor.stop.remote(), timeout=timeout_s)
+    ray.kill(supervisor)
+
+
+def _start_writer(name: str, node: str, settings: Settings, home: str) -> ActorHandle:
+    writer = ray.remote(StateWriter).options(
+        name=name,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_concurrency=4,
+        num_cpus=0.1,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+    )
+    return writer.remote(settings, home)
+
+
+def _gone(name: str) -> bool:
+    """Whether an actor has ended for good (one that Ray is restarting still has its name)."""
+    try:
+        ray.get_actor(name, NAMESPACE)
+    except ValueError:
+        return True
+    return False
+
+
+def _answer(ref: "ray.ObjectRef[dict[str, Any]]") -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = ray.get(ref, timeout=0)
+    except (RayActorError, GetTimeoutError):
+        return {"state": "starting"}
+    return found

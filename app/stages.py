@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,7 @@ class StagedBundle(Protocol):
 class LocalStages:
     """The stages as objects of this process (topology `colocated`, and the in-process door)."""
 
-    immediate: ClassVar[bool] = True
+    immediate: bool = True
 
     def __init__(self, bundles: Mapping[str, StagedBundle]) -> None:
         """`bundles`: by id; may change while this lives."""

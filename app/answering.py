@@ -75,7 +75,7 @@ class Batch:
         key = self._keys.get(question.place)
         if key is not None and rung is None and not hit and chain.target.live.sequence == self.sequence:
             assert chain.answers is not None
-            chain.answers.put(key, orjson.dumps(answer.items), chain.surface.cache_ttl_s)
+            chain.answers.put(key, orjson.dumps([list(item) for item in items]), chain.surface.cache_ttl_s)
         self.settle(question.place, answer)
 
     def from_candidates(

@@ -1,6 +1,6 @@
 """A small world for tests of the chain: 60 items in four genres, a bundle of real families, a state in memory."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,6 +108,12 @@ class World:
 
     def outcomes(self, *requests: Request) -> list[Outcome]:
         return recommend_now(self.chain, requests)
+
+    @staticmethod
+    def outcomes_of(chain: Chain, requests: Sequence[Request]) -> list[Answer]:
+        answers = recommend_now(chain, requests)
+        assert all(isinstance(answer, Answer) for answer in answers)
+        return answers
 
     def answer(self, **fields: Any) -> Answer:
         outcome = self.outcomes(Request(**fields))[0]

@@ -275,7 +275,7 @@ def validate_id(value: object, field: str) -> str:
     try:
         return _bounded(value)
     except ValueError as error:
-        raise EventRejected("range", f"{field}: found {_short(value)}, wanted {error}", field) from None
+        raise EventRejected("range", f"{field}: found {short(value)}, wanted {error}", field) from None
 
 
 def columns_message(columns: Mapping[str, ColumnValue]) -> bytes:
@@ -421,11 +421,12 @@ def _rejected(error: ValidationError) -> EventRejected:
     if wanted.startswith("missing: "):
         return EventRejected("missing", wanted, field)
     is_type = kind.endswith("_type") or kind in ("int_from_float", "string_unicode")
-    message = f"{field}: found {_short(first.get('input'))}, wanted {wanted}"
+    message = f"{field}: found {short(first.get('input'))}, wanted {wanted}"
     return EventRejected("type" if is_type else "range", message, field)
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """A value as a message shows it: at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 from kafka import TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, OffsetSpec
@@ -12,6 +11,7 @@ from kafka.protocol.consumer import IsolationLevel
 
 from app.errors import BrokerUnavailable, MantaError
 from app.events.connection import admin_config, bootstrap_servers
+from app.events.ranges import TopicBounds
 from app.events.schema import COMPACTED, DLQ, EVENTS, IMPRESSIONS, ITEMS, PUBLISHED, USERS
 from app.settings import KafkaSettings
 
@@ -19,26 +19,6 @@ ALL_TOPICS = (EVENTS, ITEMS, USERS, IMPRESSIONS, DLQ, PUBLISHED)
 # The rooms for messages that no partition count needs to spread.
 _ONE_PARTITION = frozenset({DLQ, PUBLISHED})
 _UNKNOWN_TOPIC = 3
-
-
-@dataclass(frozen=True, slots=True)
-class TopicBounds:
-    """What a topic holds now.
-
-    Attributes:
-        topic_id: changes when a topic is deleted and made anew; "" where the broker has none (the embedded one).
-        first: partition to the lowest offset that is still there.
-        end: partition to the offset after the last one that a `read_committed` reader may see.
-    """
-
-    topic: str
-    topic_id: str
-    first: dict[int, int] = field(default_factory=dict)
-    end: dict[int, int] = field(default_factory=dict)
-
-    @property
-    def exists(self) -> bool:
-        return bool(self.end)
 
 
 @contextmanager

@@ -1,0 +1,145 @@
+"""What counts once: (user or session, event id), within a horizon of arrival; the lowest offset wins."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+Hashes = NDArray[np.uint64]
+
+_PRIME_A, _PRIME_B = np.uint64(0x9E3779B185EBCA87), np.uint64(0xC2B2AE3D27D4EB4F)
+_SEED_A, _SEED_B = np.uint64(0x27D4EB2F165667C5), np.uint64(0x165667B19E3779F9)
+_SHIFT_A, _SHIFT_B = np.uint64(32), np.uint64(29)
+
+
+def identity_hashes(user_id: pa.ChunkedArray, session_id: pa.ChunkedArray, event_id: pa.ChunkedArray) -> Hashes:
+    """uint64 (n, 2): 128 bits of each identity. Columns as the lake has them, `event_id` without nulls."""
+    owner = _text_hashes(pc.coalesce(user_id, session_id))
+    event = _text_hashes(event_id)
+    with np.errstate(over="ignore"):
+        first = _mix(owner[:, 0] * _PRIME_A ^ event[:, 0], _PRIME_B, _SHIFT_A)
+        second = _mix(owner[:, 1] * _PRIME_B ^ event[:, 1], _PRIME_A, _SHIFT_B)
+    return np.stack([first, second], axis=1)
+
+
+def _text_hashes(column: pa.ChunkedArray) -> Hashes:
+    """uint64 (n, 2) of each text, eight bytes a step over all rows at once."""
+    texts = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(texts, pa.ChunkedArray):
+        texts = pa.concat_arrays(texts.chunks) if texts.num_chunks else pa.array([], pa.string())
+    count = len(texts)
+    _, offset_buffer, data_buffer = texts.cast(pa.string()).buffers()
+    if not count or offset_buffer is None:
+        return np.empty((0, 2), np.uint64)
+    offsets = np.frombuffer(offset_buffer, np.int32)[texts.offset : texts.offset + count + 1].astype(np.int64)
+    data = np.frombuffer(data_buffer, np.uint8) if data_buffer is not None else np.empty(0, np.uint8)
+    padded = np.concatenate([data[offsets[0] : offsets[-1]], np.zeros(8, np.uint8)])
+    words: Hashes = np.lib.stride_tricks.as_strided(padded.view(np.uint8)[:8].view(np.uint64), (len(padded) - 7,), (1,))
+    starts, lengths = offsets[:-1] - offsets[0], np.diff(offsets)
+    one = lengths.astype(np.uint64) ^ _SEED_A
+    two = lengths.astype(np.uint64) ^ _SEED_B
+    with np.errstate(over="ignore"):
+        for step in range(0, int(lengths.max(initial=0)), 8):
+            rows = np.flatnonzero(lengths > step)
+            word = words[starts[rows] + step] & _tail_mask(lengths[rows] - step)
+            one[rows] = _mix(one[rows] ^ word, _PRIME_A, _SHIFT_A)
+            two[rows] = _mix(two[rows] ^ word, _PRIME_B, _SHIFT_B)
+    return np.stack([one, two], axis=1)
+
+
+def _tail_mask(left: NDArray[np.int64]) -> Hashes:
+    """Keeps the bytes that belong to the text where fewer than eight are left."""
+    bits = (8 * (8 - np.minimum(left, 8))).astype(np.uint64)
+    mask: Hashes = np.uint64(0xFFFFFFFFFFFFFFFF) >> bits
+    return mask
+
+
+def _mix(value: Hashes, prime: np.uint64, shift: np.uint64) -> Hashes:
+    value = value * prime
+    value = (value ^ (value >> shift)) * _PRIME_B
+    mixed: Hashes = value ^ (value >> np.uint64(31))
+    return mixed
+
+
+class SeenEvents:
+    """Identities of accepted events with their arrival, in sorted runs: 24 bytes an event.
+
+    Args:
+        horizon_ms: `events.dedup_days` in milliseconds.
+    """
+
+    def __init__(self, horizon_ms: int) -> None:
+        self.horizon_ms = horizon_ms
+        self._runs: list[tuple[Hashes, NDArray[np.int64]]] = []
+
+    def __len__(self) -> int:
+        return sum(len(times) for _, times in self._runs)
+
+    def add(self, hashes: Hashes, times: NDArray[np.int64]) -> None:
+        """Remembers accepted events: uint64 (n, 2) and arrival in milliseconds (n,)."""
+        if len(times):
+            order = np.argsort(hashes[:, 0], kind="stable")
+            self._runs.append((hashes[order], times[order]))
+        if len(self._runs) > 8:
+            runs, self._runs = self._runs, []
+            self.add(np.concatenate([run[0] for run in runs]), np.concatenate([run[1] for run in runs]))
+
+    def forget_before(self, time_ms: int) -> None:
+        """Drops what can match no event that arrived at `time_ms` or later."""
+        least = time_ms - self.horizon_ms
+        kept = [(hashes[times >= least], times[times >= least]) for hashes, times in self._runs]
+        self._runs = [(hashes, times) for hashes, times in kept if len(times)]
+
+    def duplicates(self, hashes: Hashes, times: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these events count already, among the remembered ones or among themselves (the first stays).
+
+        Args:
+            hashes: uint64 (n, 2), in the order in which the first one wins.
+            times: int64 (n,), arrival in milliseconds.
+        """
+        order = np.argsort(hashes[:, 0], kind="stable")
+        ordered = hashes[order]
+        known = np.zeros(len(order), bool)
+        for run, run_times in self._runs:
+            known |= self._in_run(ordered, times[order], run, run_times)
+        doubled = np.zeros(len(order), bool)
+        doubled[order] = known
+        twins = np.zeros(len(order), bool)
+        same = np.all(ordered[1:] == ordered[:-1], axis=1)
+        twins[1:] |= same
+        twins[:-1] |= same
+        if twins.any():
+            self._strike_twins(order[twins], hashes, times, doubled)
+        return doubled
+
+    def _in_run(
+        self, hashes: Hashes, times: NDArray[np.int64], run: Hashes, run_times: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        first = np.searchsorted(run[:, 0], hashes[:, 0], side="left")
+        found = np.zeros(len(hashes), bool)
+        rows = np.flatnonzero(first < len(run))
+        rows = rows[run[first[rows], 0] == hashes[rows, 0]]
+        for row in rows.tolist():  # few: only those whose first 64 bits stand in the run
+            place = int(first[row])
+            while place < len(run) and run[place, 0] == hashes[row, 0]:
+                near = abs(int(run_times[place]) - int(times[row])) < self.horizon_ms
+                if near and run[place, 1] == hashes[row, 1]:
+                    found[row] = True
+                    break
+                place += 1
+        return found
+
+    def _strike_twins(
+        self, rows: NDArray[np.int64], hashes: Hashes, times: NDArray[np.int64], doubled: NDArray[np.bool_]
+    ) -> None:
+        """Among events of the same identity each accepted one takes out the later ones within the horizon."""
+        accepted: dict[tuple[int, int], list[int]] = {}
+        for row in np.sort(rows).tolist():
+            if doubled[row]:
+                continue
+            arrivals = accepted.setdefault((int(hashes[row, 0]), int(hashes[row, 1])), [])
+            arrived = int(times[row])
+            if any(abs(arrived - other) < self.horizon_ms for other in arrivals):
+                doubled[row] = True
+            else:
+                arrivals.append(arrived)

@@ -1,0 +1,228 @@
+"""Appending to the lake: rows and the offsets that they came from, in one commit.
+
+Every snapshot carries the full map of next offsets, so that no expiry of older snapshots can lose it.
+"""
+
+import itertools
+import json
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pyiceberg.io.pyarrow import pyarrow_to_schema, write_file
+from pyiceberg.manifest import DataFile, ManifestEntry, ManifestEntryStatus, ManifestFile
+from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
+from pyiceberg.table import Table, WriteTask
+from pyiceberg.table.snapshots import Operation, Snapshot
+from pyiceberg.table.update.snapshot import _FastAppendFiles
+from pyiceberg.transforms import MonthTransform
+
+from app.faults import reach
+
+OFFSETS = "manta.offsets"
+GAPS = "manta.gaps"
+_KEPT_GAPS = 50
+_UNPARTITIONED = 0
+_FILE_BYTES = 512_000_000  # of uncompressed Arrow a data file
+
+
+@dataclass(frozen=True, slots=True)
+class TopicOffsets:
+    """Where reading of one topic goes on.
+
+    Attributes:
+        topic_id: of the topic that was read; "" where the broker has none.
+        next: partition to the next offset to read.
+    """
+
+    topic_id: str
+    next: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a snapshot says about its sources.
+
+    Attributes:
+        topics: topic to where reading goes on.
+        gaps: accepted gaps, the newest 50, oldest first.
+    """
+
+    topics: dict[str, TopicOffsets] = field(default_factory=dict)
+    gaps: tuple[dict[str, Any], ...] = ()
+
+    def moved(self, topic: str, offsets: TopicOffsets, gaps: Sequence[Mapping[str, Any]] = ()) -> "Progress":
+        """The same with one topic further on."""
+        kept = (*self.gaps, *(dict(gap) for gap in gaps))[-_KEPT_GAPS:]
+        return Progress(self.topics | {topic: offsets}, kept)
+
+    def properties(self) -> dict[str, str]:
+        """As snapshot summary properties."""
+        topics = {
+            topic: {"id": held.topic_id, "next": {str(part): held.next[part] for part in sorted(held.next)}}
+            for topic, held in sorted(self.topics.items())
+        }
+        return {OFFSETS: json.dumps(topics)} | ({GAPS: json.dumps(self.gaps)} if self.gaps else {})
+
+
+def progress_of(table: Table) -> Progress:
+    """The offsets that the table's current snapshot carries; a snapshot by others has those of the one before it."""
+    snapshot: Snapshot | None = table.current_snapshot()
+    while snapshot is not None:
+        found = snapshot.summary.additional_properties if snapshot.summary else {}
+        if OFFSETS in found:
+            topics = {
+                topic: TopicOffsets(held["id"], {int(part): offset for part, offset in held["next"].items()})
+                for topic, held in json.loads(found[OFFSETS]).items()
+            }
+            return Progress(topics, tuple(json.loads(found.get(GAPS, "[]"))))
+        snapshot = table.snapshot_by_id(snapshot.parent_snapshot_id) if snapshot.parent_snapshot_id else None
+    return Progress()
+
+
+def append(table: Table, rows: pa.Table, progress: Progress, *, max_open_partitions: int) -> int:
+    """Appends rows (none is allowed: the offsets still move) and says where reading goes on, in one commit.
+
+    At most `max_open_partitions` files are written (more only of one partition that exceeds 512 MB); rows of the
+    partitions with the fewest go into one file without a partition.
+
+    Args:
+        table: as it was when its offsets were read; any commit by another since then makes this one fail.
+        rows: the table's columns, in any order of rows.
+        progress: the new offsets.
+        max_open_partitions: `settings.lake.max_open_partitions`.
+
+    Returns:
+        The id of the new snapshot.
+
+    Raises:
+        pyiceberg.exceptions.CommitFailedException: another commit was first; nothing was appended.
+    """
+    transaction = table.transaction()
+    added = _AppendFiles(
+        operation=Operation.APPEND, transaction=transaction, io=table.io, snapshot_properties=progress.properties()
+    )
+    for data_file in _write_files(table, rows, max_open_partitions):
+        added.append_data_file(data_file)
+    added.commit()
+    reach("ingest:written")
+    transaction.commit_transaction()
+    return int(added.snapshot_id)
+
+
+def replace(table: Table, rows: pa.Table, progress: Progress) -> int:
+    """Replaces the content of an unpartitioned table, in one commit with the new offsets.
+
+    Returns:
+        The id of the new snapshot.
+
+    Raises:
+        pyiceberg.exceptions.CommitFailedException: another commit was first; nothing has changed.
+    """
+    transaction = table.transaction()
+    change = transaction.update_snapshot(snapshot_properties=progress.properties()).overwrite()
+    for task in table.scan().plan_files():
+        change.delete_data_file(task.file)
+    for data_file in _write_files(table, rows, 1):
+        change.append_data_file(data_file)
+    change.commit()
+    reach("ingest:written")
+    transaction.commit_transaction()
+    return int(change.snapshot_id)
+
+
+class _AppendFiles(_FastAppendFiles):  # type: ignore[misc]
+    """pyiceberg's fast append, for files of more than one partition spec."""
+
+    _added_data_files: list[DataFile]
+
+    def _manifests(self) -> list[ManifestFile]:
+        every = self._added_data_files
+        partitioned = bool(self._transaction.table_metadata.spec().fields)
+        self._added_data_files = [file for file in every if len(file.partition) or not partitioned]
+        try:
+            manifests: list[ManifestFile] = super()._manifests()
+        finally:
+            self._added_data_files = every  # the summary counts them all
+        others = [file for file in every if partitioned and not len(file.partition)]
+        return [*manifests, *([self._write_manifest(others)] if others else [])]
+
+    def _write_manifest(self, files: list[DataFile]) -> ManifestFile:
+        with self.new_manifest_writer(self.spec(_UNPARTITIONED)) as writer:
+            for file in files:
+                writer.add(
+                    ManifestEntry.from_args(
+                        status=ManifestEntryStatus.ADDED,
+                        snapshot_id=self._snapshot_id,
+                        sequence_number=None,
+                        file_sequence_number=None,
+                        data_file=file,
+                    )
+                )
+        return writer.to_manifest_file()
+
+
+def _write_files(table: Table, rows: pa.Table, max_open: int) -> Iterator[DataFile]:
+    """Parquet files of the rows; nothing refers to them before the commit."""
+    if not len(rows):
+        return
+    metadata = table.metadata
+    schema = pyarrow_to_schema(rows.schema, name_mapping=table.schema().name_mapping)
+    counter, run = itertools.count(), uuid.uuid4()
+    spec = table.spec()
+    if spec.is_unpartitioned():
+        groups: list[tuple[int | None, pa.Table]] = [(None, rows)]
+    else:
+        column = table.schema().find_column_name(spec.fields[0].source_id)
+        groups = split_by_partition(rows, column, isinstance(spec.fields[0].transform, MonthTransform), max_open)
+    plain = metadata.model_copy(update={"default_spec_id": _UNPARTITIONED})
+    for value, part in groups:
+        key = None
+        if value is not None:
+            key = PartitionKey([PartitionFieldValue(spec.fields[0], value)], spec, table.schema())
+        for batches in _file_sized(part):
+            task = WriteTask(run, next(counter), schema, batches, partition_key=key)
+            yield from write_file(table.io, plain if key is None else metadata, iter([task]))
+
+
+def split_by_partition(rows: pa.Table, column: str, monthly: bool, max_open: int) -> list[tuple[int | None, pa.Table]]:
+    """(months or days since 1970, its rows) for the partitions with the most rows, then (None, all others).
+
+    Args:
+        rows: not empty; `column` is a timestamp without nulls.
+        column: the time that partitions.
+        monthly: months, else days.
+        max_open: most groups that come back.
+    """
+    unit = "datetime64[M]" if monthly else "datetime64[D]"
+    value = pc.cast(rows[column], pa.int64()).to_numpy().astype("datetime64[us]").astype(unit).astype(np.int64)
+    present, counts = np.unique(value, return_counts=True)
+    if len(present) == 1:
+        return [(int(present[0]), rows)]
+    room = len(present) if len(present) <= max_open else max_open - 1
+    own = np.sort(present[np.argsort(-counts, kind="stable")[:room]])
+    place: NDArray[np.int64] = np.searchsorted(own, value)
+    place[~np.isin(value, own)] = len(own)  # the stragglers come last
+    rows = rows.take(np.argsort(place, kind="stable"))
+    ends = np.cumsum(np.bincount(place, minlength=len(own) + 1))
+    starts = np.concatenate([[0], ends[:-1]])
+    names: list[int | None] = [*own.tolist(), None]
+    return [(n, rows.slice(s, e - s)) for n, s, e in zip(names, starts.tolist(), ends.tolist(), strict=True) if e > s]
+
+
+def _file_sized(rows: pa.Table) -> Iterator[list[pa.RecordBatch]]:
+    most = max(1, int(len(rows) * _FILE_BYTES / max(rows.nbytes, 1)))
+    for start in range(0, len(rows), most):
+        yield rows.slice(start, most).to_batches()
+
+
+def gap_record(topic: str, partition: int, first: int, end: int, reason: str) -> dict[str, Any]:
+    """An accepted gap as the snapshots keep it: offsets `first` to `end` - 1 were never read."""
+    moment = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {"topic": topic, "partition": partition, "from": first, "to": end, "reason": reason, "accepted": moment}

@@ -1,0 +1,151 @@
+"""Ranges of Kafka offsets as a Ray Data source: one read task a range, Arrow from the start."""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from ray.data import DataContext, Datasource
+from ray.data.block import BlockMetadata
+from ray.data.datasource import ReadTask
+
+from app.events.columns import REJECTED, Decoded
+from app.events.decode import TABLES, decode_topic
+from app.events.identity import identity_hashes
+from app.events.ranges import OffsetRange
+from app.events.reader import range_consumer, read_range
+from app.events.schema import EVENTS
+from app.settings import Settings
+
+HASHES = ("identity_1", "identity_2")
+_BYTES_PER_ROW = 300  # what an event takes as columns, for Ray Data's first guess
+
+
+class KafkaRanges(Datasource):
+    """Decoded messages of explicit offset ranges of one topic.
+
+    Each block holds accepted rows (the topic's lake columns; for events also the identity's hashes) and rejected ones
+    (`reason`, `detail` and `raw` set, of the others topic, partition, offset, record_time, key).
+    """
+
+    def __init__(self, settings: Settings, ranges: Sequence[OffsetRange]) -> None:
+        super().__init__()
+        self._settings = settings
+        self._ranges = list(ranges)
+
+    def get_name(self) -> str:
+        """The name on the dashboard."""
+        return f"Kafka_{self._ranges[0].topic}"
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Bytes of all blocks, roughly."""
+        return sum(len(cut) for cut in self._ranges) * _BYTES_PER_ROW
+
+    def get_read_tasks(
+        self,
+        parallelism: int,  # noqa: ARG002 - Ray's signature
+        per_task_row_limit: int | None = None,  # noqa: ARG002
+        data_context: DataContext | None = None,  # noqa: ARG002
+    ) -> list[ReadTask]:
+        """One task a range, whatever the parallelism."""
+        return [self._task(cut) for cut in self._ranges]
+
+    def _task(self, cut: OffsetRange) -> ReadTask:
+        settings = self._settings
+        metadata = BlockMetadata(num_rows=None, size_bytes=len(cut) * _BYTES_PER_ROW, exec_stats=None, input_files=None)
+        return ReadTask(lambda: read_blocks(settings, cut), metadata)
+
+
+def read_blocks(settings: Settings, cut: OffsetRange) -> Iterable[pa.Table]:
+    """The blocks of one range (what a read task runs)."""
+    pa.set_cpu_count(1)
+    consumer = range_consumer(settings.kafka)
+    try:
+        tables = [
+            _block(cut.topic, decode_topic(cut.topic, records, settings.events))
+            for records in read_range(consumer, cut)
+        ]
+    finally:
+        consumer.close()
+    if tables:
+        yield pa.concat_tables(tables)
+
+
+def split_block(topic: str, block: pa.Table) -> Decoded:
+    """Accepted (with the hash columns of events) and rejected rows of a block, copied out of the object store."""
+    bad = block["reason"].is_valid()
+    rejected = block.filter(bad)
+    milliseconds = pc.divide(rejected["record_time"].cast(pa.int64()), 1000)
+    rejected = rejected.set_column(rejected.schema.get_field_index("record_time"), "record_time", milliseconds)
+    accepted = block.drop_columns(_only_rejected(topic)).filter(pc.invert(bad))
+    return Decoded(accepted, rejected.select(REJECTED.names).cast(REJECTED))
+
+
+def stream(settings: Settings, ranges: Sequence[OffsetRange]) -> Iterator[Decoded]:
+    """Reads the ranges as a Ray Data job and gives what came out, in the order of the ranges.
+
+    Raises:
+        ray.exceptions.RayTaskError: a read task has failed.
+    """
+    context = DataContext.get_current()
+    kept: dict[str, Any] = {}
+    quiet = {"enable_progress_bars": False, "print_on_execution_start": False}
+    for name, value in quiet.items():
+        kept[name] = getattr(context, name)
+        setattr(context, name, value)
+    order, context.execution_options.preserve_order = context.execution_options.preserve_order, True
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        dataset = ray.data.read_datasource(
+            KafkaRanges(settings, ranges),
+            override_num_blocks=len(ranges),
+            num_cpus=settings.ingest.cpus_per_task,
+        )
+        dataset.set_name(f"ingest_{ranges[0].topic}")
+        for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+            if len(block):
+                yield split_block(ranges[0].topic, block)
+    finally:
+        context.execution_options.preserve_order = order
+        for name, value in kept.items():
+            setattr(context, name, value)
+
+
+def hashes_of(accepted: pa.Table) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """uint64 (n, 2): the hash columns of a block of events."""
+    return np.stack([accepted[name].to_numpy() for name in HASHES], axis=1)
+
+
+def _only_rejected(topic: str) -> list[str]:
+    """Columns that a rejected message has and an accepted one has not; the others they share."""
+    return [name for name in REJECTED.names if name not in TABLES[topic].names]
+
+
+def _block(topic: str, decoded: Decoded) -> pa.Table:
+    accepted = decoded.events
+    if topic == EVENTS:
+        hashes = identity_hashes(accepted["user_id"], accepted["session_id"], accepted["event_id"])
+        for place, name in enumerate(HASHES):
+            accepted = accepted.append_column(name, pa.array(np.ascontiguousarray(hashes[:, place]), pa.uint64()))
+    for name in _only_rejected(topic):
+        field = REJECTED.field(name)
+        accepted = accepted.append_column(field, pa.nulls(len(accepted), field.type))
+    if not len(decoded.rejected):
+        return accepted
+    micros = pc.multiply(decoded.rejected["record_time"], 1000)
+    index = decoded.rejected.schema.get_field_index("record_time")
+    moments = micros.cast(accepted.schema.field("record_time").type)
+    rejected = decoded.rejected.set_column(index, "record_time", moments)
+    return pa.concat_tables([accepted, _as(rejected, accepted.schema)])
+
+
+def _as(rejected: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Rejected rows in the schema of accepted ones."""
+    columns = [
+        rejected[field.name] if field.name in rejected.schema.names else pa.nulls(len(rejected), field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)

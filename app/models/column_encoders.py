@@ -43,7 +43,7 @@ class Words:
 
     @classmethod
     def fit(cls, column: str, kind: Literal["list", "text"], values: Sequence[Any], n_factors: int, seed: int) -> Self:
-        documents = [set(words_of(value)) for value in values]
+        documents = [set(words_of(value, kind)) for value in values]
         counts = Counter(word for document in documents for word in document)
         least = 2 if len(counts) > n_factors else 1  # a word of one item alone relates it to nothing
         frequent = [word for word, count in counts.items() if count >= least]
@@ -61,7 +61,7 @@ class Words:
     def matrix(self, values: Sequence[Any]) -> csr_matrix:
         """Sparse float32 (n, W), rows of unit length."""
         place = self.places
-        documents = [sorted({place[word] for word in words_of(value) if word in place}) for value in values]
+        documents = [sorted({place[word] for word in words_of(value, self.kind) if word in place}) for value in values]
         columns = np.array([word for document in documents for word in document], np.int64)
         lengths = np.array([len(document) for document in documents], np.int64)
         owner = np.repeat(np.arange(len(values)), lengths)
@@ -170,11 +170,12 @@ def encoder_of_saved(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]
             return Words(column, kind, tuple(facts["words"]), arrays["idf"], arrays["projection"])
 
 
-def words_of(value: Any) -> list[str]:
-    """The words of a string, or the entries of a list; nothing for anything else."""
-    if isinstance(value, str):
-        return WORD.findall(value.lower())
-    return [entry for entry in value if isinstance(entry, str)] if isinstance(value, (list, tuple)) else []
+def words_of(value: Any, kind: Literal["list", "text"]) -> list[str]:
+    """The lower-case words of a text; the entries of a list (a string is a list of one); else nothing."""
+    if kind == "text":
+        return WORD.findall(value.lower()) if isinstance(value, str) else []
+    entries = value if isinstance(value, (list, tuple)) else [value]
+    return [entry for entry in entries if isinstance(entry, str)]
 
 
 def number_of(value: Any) -> float | None:

@@ -26,14 +26,22 @@ Inverse = tuple[NDArray[np.float32], Iterator[NDArray[np.float32]]]
 class EaseParams(HistoryDecay):
     """Parameters of `ease`."""
 
-    l2: float = Field(300.0, gt=0, description="Regularisation added to the diagonal of the Gram matrix.")
+    l2: float = Field(200.0, gt=0, description="Regularisation added to the diagonal of the Gram matrix.")
+    piece: int = Field(
+        100,
+        ge=0,
+        description="Users count as pieces of at most this many consecutive events: what goes together now; 0: whole.",
+    )
     user_power: float = Field(
-        0.0, ge=0, le=1, description="A user with n events counts n^-user_power: long histories say less per event."
+        0.0,
+        ge=0,
+        le=1,
+        description="A user (or piece) with n events counts n^-user_power: long histories say less per event.",
     )
     target_power: float = Field(
-        0.0, ge=0, le=1, description="Columns are divided by the item's frequency to this power; high: less popular."
+        0.2, ge=0, le=1, description="Columns are divided by the item's frequency to this power; high: less popular."
     )
-    n_neighbours: int = Field(500, ge=1, le=100_000, description="Largest weights (by size) kept per item.")
+    n_neighbours: int = Field(300, ge=1, le=100_000, description="Largest weights (by size) kept per item.")
     memory_limit_bytes: int = Field(
         4_000_000_000, gt=0, description="Fitting is refused when its dense matrices would need more."
     )
@@ -43,7 +51,8 @@ class Ease:
     """B = I - P / diag(P) with P = (X'X + l2 I)^-1, X the weighted user × item matrix; scores are decayed history × B.
 
     With fewer users than items the inverse goes through the users' side (Woodbury), exact and far cheaper.
-    Searched: l2 10-3000, log; user_power 0-1; target_power 0-0.6; place_tau 1-100, log; n_neighbours 100-2000.
+    Searched: l2 10-3000, log; piece 0-200; user_power 0-1; target_power 0-0.6; place_tau
+    1-50, log; place_floor 0-0.2.
     Paper: Steck, "Embarrassingly shallow autoencoders for sparse data", WWW 2019.
     """
 
@@ -62,15 +71,18 @@ class Ease:
             MantaError: the dense matrices would need more than `memory_limit_bytes`; nothing was allocated.
         """
         del catalogue, seed, progress
-        refuse_beyond(self.params.memory_limit_bytes, data.n_items, data.n_users)
+        rows, n_rows = data.users, data.n_users
+        if self.params.piece:
+            rows, n_rows = pieces(data, self.params.piece)
+        refuse_beyond(self.params.memory_limit_bytes, data.n_items, n_rows)
         self.n_items = data.n_items
-        users = csr_matrix((data.weights, (data.users, data.items)), shape=(data.n_users, data.n_items))
+        users = csr_matrix((data.weights, (rows, data.items)), shape=(n_rows, data.n_items))
         frequency = np.bincount(data.items, minlength=data.n_items)
         if self.params.user_power > 0:
             length = np.maximum(np.asarray(users.sum(axis=1)).ravel(), 1.0)
             users = users.multiply((length ** (-self.params.user_power / 2))[:, None]).tocsr()
         columns = (np.maximum(frequency, 1) ** -self.params.target_power).astype(np.float32)
-        inverse = inverse_by_users if data.n_users < data.n_items else inverse_by_items
+        inverse = inverse_by_users if n_rows < data.n_items else inverse_by_items
         diagonal, blocks = inverse(users, self.params.l2)
         weights = (block * columns for block in _without_self(blocks, diagonal))
         self._table = NeighbourTable.of_blocks(weights, self.params.n_neighbours, signed=True)
@@ -95,6 +107,19 @@ class Ease:
         model._table = NeighbourTable(arrays["indptr"], arrays["indices"], arrays["data"])
         model.n_items = model._table.n_items
         return model
+
+
+def pieces(data: Interactions, size: int) -> tuple[NDArray[np.int32], int]:
+    """int32 (N,), the piece of at most `size` consecutive events of a user that each event is in; how many there are."""
+    order = np.argsort(data.users, kind="stable")
+    users = data.users[order]
+    first = np.searchsorted(users, users, side="left")
+    place = (np.arange(len(users)) - first) // size
+    new = np.ones(len(users), bool)
+    new[1:] = (users[1:] != users[:-1]) | (place[1:] != place[:-1])
+    numbers = np.empty(len(users), np.int32)
+    numbers[order] = np.cumsum(new) - 1
+    return numbers, int(new.sum())
 
 
 def refuse_beyond(limit_bytes: int, n_items: int, n_users: int) -> None:

@@ -96,9 +96,11 @@ FAMILIES: dict[str, Family] = {
             EaseParams,
             {
                 "l2": FloatRange(10.0, 3000.0, log=True),
+                "piece": Choice((0, 50, 100, 200)),
                 "user_power": FloatRange(0.0, 1.0),
-                "target_power": FloatRange(0.0, 0.6),
-                "place_tau": FloatRange(1.0, 100.0, log=True),
+                "target_power": FloatRange(0.0, 0.5),
+                "place_tau": FloatRange(1.0, 50.0, log=True),
+                "place_floor": FloatRange(0.0, 0.2),
             },
             8.0,
         ),

@@ -12,11 +12,15 @@ DAY_MS = 86_400_000.0
 
 
 class HistoryDecay(FamilyParams):
-    """Weight of a history entry: event weight × exp(-place / place_tau) × 2^(-age / half_life_days)."""
+    """Weight of a history entry: event weight × ((1 - f) exp(-place / place_tau) + f) × 2^(-age / half_life_days).
+
+    f is `place_floor`: what the user always liked, beside what the last few events are about.
+    """
 
     place_tau: float = Field(
-        10.0, ge=0, description="Entries j places before the newest weigh exp(-j / place_tau); 0: no decay by place."
+        5.0, ge=0, description="Entries j places before the newest weigh exp(-j / place_tau); 0: no decay by place."
     )
+    place_floor: float = Field(0.05, ge=0, le=1, description="Weight that decay by place comes down to.")
     half_life_days: float = Field(
         0.0, ge=0, description="Entries this old, counted from the as-of time, weigh half; 0: no decay by age."
     )
@@ -27,7 +31,7 @@ def decayed_weights(histories: Histories, decay: HistoryDecay, n_items: int) -> 
     weights = histories.weights.astype(np.float64)
     if decay.place_tau > 0:
         places = np.repeat(histories.offsets[1:], histories.lengths) - 1 - np.arange(len(histories.items))
-        weights *= np.exp(places / -decay.place_tau)
+        weights *= (1 - decay.place_floor) * np.exp(places / -decay.place_tau) + decay.place_floor
     if decay.half_life_days > 0:
         age_ms = np.repeat(histories.as_of, histories.lengths) - histories.times
         weights *= np.exp2(np.maximum(age_ms, 0) / (-decay.half_life_days * DAY_MS))

@@ -1,0 +1,145 @@
+"""The command line: `scripts/manta`, or the installed `manta`. The only module that may import both sides."""
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.errors import MantaError, SettingsError
+from app.settings import home_folder
+from scripts import bundles, data, show, system
+from scripts.session import lift_options, open_session
+
+app = typer.Typer(
+    name="manta",
+    help="A recommender platform on one Ray cluster: events in, a sweep, one live endpoint.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+system.add_to(app)
+data.add_to(app)
+bundles.add_to(app)
+
+
+@app.callback()
+def options(
+    settings: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Settings; default: MANTA_SETTINGS, else manta.yaml.")
+    ] = None,
+    home: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: MANTA_HOME, else .manta/.")] = None,
+) -> None:
+    """Options that every command takes, before or after its name (`lift_options` has taken them already)."""
+    del settings, home
+
+
+@app.command(epilog="Example: manta ingest --json")
+def ingest(
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until Ctrl-C, a commit every few seconds.")] = False,
+    accept_gap: Annotated[
+        bool, typer.Option("--accept-gap", help="Record offsets that are gone for good, and go on behind them.")
+    ] = False,
+    json_: show.JsonFlag = False,
+) -> None:
+    """Takes what is new in Kafka into the lake, each event exactly once."""
+    from deployments.cluster import attach
+
+    session = open_session()
+    with attach(session.settings, session.home, say=show.say) as attached, show.progress("ingest") as bar:
+        from tune.ingest import run_ingest
+
+        report = run_ingest(attached.settings, session.home, follow=follow, accept_gap=accept_gap, progress=bar.topic)
+    result = {
+        "rows": dict(report.rows),
+        "duplicates": report.duplicates,
+        "dead_letters": dict(report.dead_letters),
+        "offsets": report.offsets,
+        "gaps": report.gaps,
+        "commits": report.commits,
+        "seconds": round(report.seconds, 3),
+    }
+    if json_:
+        show.as_json(result)
+    else:
+        show.facts(result)
+
+
+@app.command(epilog="Example: manta sweep tune/sweeps/demo.yaml")
+def sweep(
+    file: Annotated[Path | None, typer.Argument(metavar="FILE.yaml", help="The sweep file.")] = None,
+    resume: Annotated[str | None, typer.Option(metavar="ID", help="Go on with an interrupted sweep.")] = None,
+    json_: show.JsonFlag = False,
+) -> None:
+    """Tries families and parameters on the lake's events; registers the best bundle, not live."""
+    from deployments.cluster import attach
+
+    if file is None and resume is None:
+        raise SettingsError("manta sweep", "FILE.yaml", None, "a sweep file, or --resume ID")
+    session = open_session()
+    with attach(session.settings, session.home, needs_broker=False, say=show.say) as attached:
+        from rich.console import Console
+
+        from tune.report import leaderboard, live
+        from tune.sweep import TUNE_VARIABLES, run_sweep
+
+        os.environ.update(TUNE_VARIABLES)
+        with live(Console(stderr=True)) as watch:
+            report = run_sweep(attached.settings, session.home, file, resume, watch)
+        result: dict[str, Any] = {**report.as_json(), "folder": str(report.folder)}
+        if json_:
+            show.as_json(result)
+        else:
+            Console().print(leaderboard(report.trials, report.metric, limit=20))
+            print()
+            show.facts({name: result[name] for name in ("sweep", "metric", "best", "bundle", "folder")})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command and ends the process with its exit code: 0 done, 1 failed, 2 wrong usage or settings."""
+    sys.exit(_run(lift_options(list(sys.argv[1:] if arguments is None else arguments))))
+
+
+def _run(words: list[str]) -> int:
+    try:
+        code = app(words, prog_name="manta", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except typer.TyperException as error:
+        error.show()
+        return error.exit_code
+    except MantaError as error:
+        show.say(str(error))
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort) as error:
+        show.say("interrupted; the next run goes on from here")
+        return int(getattr(error, "code", 130))
+    except BrokenPipeError:  # whoever reads us has had enough
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - what is still buffered goes nowhere
+        return 0
+    except OSError as error:
+        show.say(f"{error.strerror or error}: {error.filename or 'no file is named'}")
+        return 1
+    except Exception as error:
+        show.say(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else '-'}; {_keep_traceback()}")
+        return 1
+
+
+def _keep_traceback() -> str:
+    """Writes the traceback of an error that should not have been; says where."""
+    log = home_folder() / "logs" / "manta.log"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as file:
+            file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {' '.join(sys.argv)}\n{traceback.format_exc()}\n")
+    except OSError:
+        return traceback.format_exc()
+    return f"{log} has the details"
+
+
+if __name__ == "__main__":
+    main()

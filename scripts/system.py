@@ -1,0 +1,195 @@
+"""Commands about the running system: up, down, serve, status, env, openapi."""
+
+import json
+import shlex
+import time
+import urllib.error
+import urllib.request
+from typing import Annotated, Any, cast
+
+import typer
+
+from app.errors import MantaError
+from app.settings import Settings
+from deployments import cluster
+from deployments.environment import client_environment
+from deployments.ports import require_free
+from deployments.run import Run, running
+from deployments.status import status as system_status
+from scripts import show
+from scripts.session import Session, open_session
+
+READY_S = 180.0
+
+
+def add_to(app: typer.Typer) -> None:
+    """Registers the commands."""
+    app.command(epilog="Example: manta up --port 8001")(up)
+    app.command(epilog="Example: manta down")(down)
+    app.command(epilog="Example: manta serve")(serve)
+    app.command(epilog="Example: manta status --json")(status)
+    app.command(epilog='Example: eval "$(manta env)"; ray job submit -- manta status')(env)
+    app.command(epilog="Example: manta openapi > openapi.json")(openapi)
+
+
+Port = Annotated[int | None, typer.Option(min=1, max=65535, help="Port of the endpoint; default: http.port.")]
+
+
+def up(port: Port = None, json_: show.JsonFlag = False) -> None:
+    """Starts the broker (unless the settings name one), Ray and the endpoint; they stay until `manta down`."""
+    session = _with_port(open_session(), port)
+    run = running(session.home)
+    if run is not None and run.state == "up":
+        _refuse_other_port(run, port)
+        show.say(f"already up: {run.endpoint}")
+    else:
+        _require_endpoint_port(session, run)
+        with cluster.attach(session.settings, session.home, say=show.say) as attached:
+            assert attached.run is not None
+            launch(attached.settings, attached.run)
+            cluster.mark_up(attached.run, stays=True)
+        run = running(session.home)
+    _report(session, run, json_)
+
+
+def serve(port: Port = None) -> None:
+    """Starts the same as `up` and stays in the foreground; Ctrl-C ends all of it."""
+    session = _with_port(open_session(), port)
+    run = running(session.home)
+    if run is not None and run.state == "up":
+        raise MantaError(f"a system is up in {session.home} already ({run.endpoint}): `manta down` ends it")
+    _require_endpoint_port(session, run)
+    with cluster.attach(session.settings, session.home, ends=True, say=show.say) as attached:
+        assert attached.run is not None
+        launch(attached.settings, attached.run)
+        cluster.mark_up(attached.run, stays=False)
+        show.say(f"serving at {attached.run.endpoint} until Ctrl-C; Ray's dashboard at {attached.run.dashboard}")
+        while cluster.running(session.home) is not None:
+            time.sleep(0.5)
+        raise MantaError("the system has ended by itself; $MANTA_HOME/logs/ray.log says more")
+
+
+def launch(settings: Settings, run: Run) -> None:
+    """Everything that runs on Ray: topics, state writers, the endpoint; returns once requests can be sent."""
+    from deployments.build import deploy
+
+    from app.events.topics import ensure_topics
+    from deployments.state_writer import ensure_state_writers
+
+    show.say("starting the state writer and the endpoint")
+    ensure_topics(settings.kafka)
+    ensure_state_writers(settings, run.home)
+    deploy(settings, run.home)
+    live = bool(_live(Session(settings, run.home)))
+    _wait_for(run.endpoint + ("/readyz" if live else "/healthz"))
+    cluster.wait_for_dashboard(run)
+    if not live:
+        show.say("no bundle is live yet: `manta sweep FILE.yaml`, then `manta bundles promote ID`")
+
+
+def down(json_: show.JsonFlag = False) -> None:
+    """Ends everything that runs for this home; its data stays."""
+    session = open_session()
+    ended = cluster.stop(session.home)
+    if json_:
+        show.as_json({"ended": ended, "home": str(session.home)})
+    else:
+        show.say("ended" if ended else f"nothing was running in {session.home}")
+
+
+def status(json_: show.JsonFlag = False) -> None:
+    """Says what runs: state, addresses, what is live, how far the state is behind, processes."""
+    session = open_session()
+    _report(session, running(session.home), json_)
+
+
+def env(json_: show.JsonFlag = False) -> None:
+    """Prints the exports that `ray job submit`, `ray status` and the Jobs API need."""
+    session = open_session()
+    run = running(session.home)
+    if run is None or run.ray is None:
+        raise MantaError(f"nothing is running in {session.home}: `manta up` starts it")
+    variables = client_environment(session.home, run.ports)
+    if json_:
+        show.as_json(variables)
+    else:
+        for name, value in variables.items():
+            print(f"export {name}={shlex.quote(value)}")
+
+
+def openapi() -> None:
+    """Prints the endpoint's OpenAPI document (JSON)."""
+    from app.api.application import create_application
+    from app.api.service import Service
+
+    # The document describes the routes; none of them is called.
+    show.as_json(create_application(cast(Service, None)).openapi())
+
+
+def _with_port(session: Session, port: int | None) -> Session:
+    if port is None:
+        return session
+    http = session.settings.http.model_copy(update={"port": port})
+    return session._replace(settings=session.settings.model_copy(update={"http": http}))
+
+
+def _refuse_other_port(run: Run, port: int | None) -> None:
+    if port is not None and not run.endpoint.endswith(f":{port}"):
+        raise MantaError(f"the system of {run.home} is up at {run.endpoint}: `manta down` first, or another --home")
+
+
+def _require_endpoint_port(session: Session, run: Run | None) -> None:
+    if run is None:
+        require_free(session.settings.http.port, session.settings.http.host, "the endpoint")
+
+
+def _report(session: Session, run: Run | None, json_: bool) -> None:
+    kafka = run.kafka if run is not None else session.settings.kafka.bootstrap_servers
+    document = system_status(session.home, _surfaces(session), kafka)
+    if json_:
+        show.as_json(document)
+        return
+    show.facts({key: document[key] for key in ("state", "endpoint", "dashboard", "kafka", "home", "lag")})
+    print()
+    show.table(document["surfaces"], ["surface", "bundle"], "no surfaces")
+    print()
+    rows = [{**row, "rss_mb": round(row["rss_bytes"] / 1e6)} for row in document["processes"]]
+    show.table(rows, ["role", "name", "pid", "restarts", "cpu_percent", "rss_mb"], "no processes")
+
+
+def _surfaces(session: Session) -> list[dict[str, Any]]:
+    live = _live(session)
+    return [{"surface": name, "bundle": live.get(name)} for name in session.settings.surfaces]
+
+
+def _live(session: Session) -> dict[str, str]:
+    """Surface to the bundle that is live there."""
+    if not session.settings.registry.url and not (session.home / "registry.db").exists():
+        return {}
+    from app.bundles.registry import open_registry
+
+    return open_registry(session.settings, session.home).aliases().live
+
+
+def _wait_for(url: str) -> None:
+    """Returns once the endpoint answers 200; MantaError with its last word otherwise."""
+    deadline = time.monotonic() + READY_S
+    said = "no answer"
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(url, timeout=2):  # noqa: S310
+                return
+        except urllib.error.HTTPError as error:
+            said = _detail(error.read(2000)) or f"HTTP {error.code}"
+        except OSError as error:
+            said = str(error)
+        time.sleep(0.1)
+    raise MantaError(f"{url} is not ready after {READY_S:.0f} s: {said}")
+
+
+def _detail(body: bytes) -> str:
+    try:
+        document = json.loads(body)
+        return str(document.get("detail") or document)
+    except (ValueError, AttributeError):
+        return body.decode(errors="replace").strip()

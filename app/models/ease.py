@@ -110,7 +110,7 @@ class Ease:
 
 
 def pieces(data: Interactions, size: int) -> tuple[NDArray[np.int32], int]:
-    """int32 (N,), the piece of at most `size` consecutive events of a user that each event is in; how many there are."""
+    """int32 (N,), the piece of at most `size` consecutive events of a user that an event is in; how many there are."""
     order = np.argsort(data.users, kind="stable")
     users = data.users[order]
     first = np.searchsorted(users, users, side="left")
@@ -119,7 +119,7 @@ def pieces(data: Interactions, size: int) -> tuple[NDArray[np.int32], int]:
     new[1:] = (users[1:] != users[:-1]) | (place[1:] != place[:-1])
     numbers = np.empty(len(users), np.int32)
     numbers[order] = np.cumsum(new) - 1
-    return numbers, int(new.sum())
+    return numbers, max(int(new.sum()), 1)
 
 
 def refuse_beyond(limit_bytes: int, n_items: int, n_users: int) -> None:

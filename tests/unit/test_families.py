@@ -39,7 +39,9 @@ def no_columns(data: Interactions) -> Catalogue:
 @pytest.mark.parametrize("sizes", [(8, 20), (40, 12)])
 def test_ease_is_its_formula_on_both_sides(sizes: tuple[int, int]) -> None:
     data = random_events(*sizes, 100)
-    model = Ease(EaseParams(l2=3.0, target_power=0.0, place_tau=0, n_neighbours=100)).fit(data, no_columns(data))
+    model = Ease(EaseParams(piece=0, l2=3.0, target_power=0.0, place_tau=0, n_neighbours=100)).fit(
+        data, no_columns(data)
+    )
     users = dense(data)
     inverse = np.linalg.inv(users.T @ users + 3.0 * np.eye(data.n_items))
     weights = -inverse / np.diag(inverse)
@@ -52,7 +54,7 @@ def test_ease_refuses_before_any_work_and_says_what_it_needs() -> None:
     empty = np.zeros(0, np.int32)
     data = Interactions(empty, empty, empty.astype(np.float32), empty.astype(np.int64), n, n)
     with pytest.raises(MantaError, match=r"12\d\.\d GB.*at most memory_limit_bytes = 4\.0 GB"):
-        Ease().fit(data, Catalogue([], pa.table({}), {}))
+        Ease(EaseParams(piece=0)).fit(data, Catalogue([], pa.table({}), {}))
 
 
 def test_item_knn_cosine_is_its_formula() -> None:

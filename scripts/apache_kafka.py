@@ -9,7 +9,9 @@ everything, short checks, no rebalance delay: not for production.
 """
 
 import argparse
+import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -252,9 +254,12 @@ def _pom() -> str:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port below those that outgoing connections get: a client that knocks at a dead broker could else take it."""
+    for port in random.sample(range(10_000, 20_000), 200):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise KafkaError("no free port between 10000 and 20000")
 
 
 def _reap(pid: int) -> None:

@@ -1,6 +1,6 @@
 """What the writer applies at once: checked messages of the topics `events`, `items` and `users`, and where they end."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import NamedTuple
@@ -66,6 +66,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.events) + len(self.items) + len(self.users)
+
+
+def counts_already(event: StateEvent, arrivals: Iterable[tuple[int]], horizon_ms: int) -> bool:
+    """Whether an event of the same identity that counts arrived within the horizon: the rule of the lake."""
+    return any(abs(event.record_time - arrival) < horizon_ms for (arrival,) in arrivals)
 
 
 def user_key(user_id: str) -> bytes:

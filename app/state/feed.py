@@ -10,8 +10,9 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from app.errors import MantaError
 from app.events.connection import QuietLogger, consumer_config
+from app.events.ranges import TopicBounds
 from app.events.schema import EVENTS, ITEMS, USERS
-from app.events.topics import TopicBounds, bounds
+from app.events.topics import bounds
 from app.settings import KafkaSettings
 
 TOPICS = (EVENTS, ITEMS, USERS)

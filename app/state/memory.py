@@ -7,7 +7,7 @@ import orjson
 
 from app.events.schema import MERGE
 from app.settings import Settings
-from app.state.batch import Batch, StateEvent, session_key, user_key
+from app.state.batch import Batch, StateEvent, counts_already, session_key, user_key
 from app.state.history import Entry, fold, read
 from app.state.merging import Link, fold_view
 from app.state.reader import ItemChange, Kind, UserHistory
@@ -17,15 +17,15 @@ _DAY_MS = 86_400_000
 
 def accepted(events: Sequence[StateEvent], horizon_ms: int) -> list[StateEvent]:
     """Events in the order they lie in the log, each identity once within the horizon of the one that counts."""
-    seen: dict[bytes, int] = {}
+    seen: dict[bytes, list[tuple[int]]] = {}
     kept = []
     for event in events:
         identity = event.identity
         if identity is not None:
-            before = seen.get(identity)
-            if before is not None and event.record_time - before <= horizon_ms:
+            arrivals = seen.setdefault(identity, [])
+            if counts_already(event, arrivals, horizon_ms):
                 continue
-            seen[identity] = event.record_time
+            arrivals.append((event.record_time,))
         kept.append(event)
     return kept
 

@@ -14,7 +14,7 @@ from app.errors import StateUnavailable
 from app.events.schema import EVENTS, MERGE
 from app.settings import Settings
 from app.state import layout
-from app.state.batch import Batch, StateEvent, session_key, user_key
+from app.state.batch import Batch, StateEvent, counts_already, session_key, user_key
 from app.state.history import Entry, add, extend, is_view
 from app.state.merging import Links, fold_view
 from app.state.position import Published, merged
@@ -124,16 +124,16 @@ class StateStore:
         identities = [event.identity for event in fresh]
         asked = list({identity for identity in identities if identity is not None})
         found = _get_many(self._families[layout.SEEN], asked)
-        seen = {key: _I64.unpack(value)[0] for key, value in zip(asked, found, strict=True) if value is not None}
+        seen = {key: value or b"" for key, value in zip(asked, found, strict=True)}
         handle, accepted = self._handles[layout.SEEN], []
         for event, identity in zip(fresh, identities, strict=True):
             if identity is not None:
-                before = seen.get(identity)
-                if before is not None and event.record_time - before <= self._horizon_ms:
+                arrivals = seen[identity]
+                if arrivals and counts_already(event, _I64.iter_unpack(arrivals), self._horizon_ms):
                     self.totals.duplicates += 1
                     continue
-                seen[identity] = event.record_time
-                write.put(identity, _I64.pack(event.record_time), handle)
+                seen[identity] = arrivals + _I64.pack(event.record_time)
+                write.put(identity, seen[identity], handle)
             accepted.append(event)
         return accepted
 

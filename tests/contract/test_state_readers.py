@@ -90,8 +90,8 @@ def test_an_event_counts_once_within_the_horizon_and_with_both_ids_for_the_user_
     state: tuple[StateReader, Apply],
 ) -> None:
     reader, apply = state
-    apply(events(event(0, "a", event_id="e"), event(1, "b", event_id="e", arrival=7 * DAY)))
-    apply(events(event(2, "c", event_id="e", arrival=7 * DAY), event(3, "d", event_id="e", arrival=7 * DAY + 1)))
+    apply(events(event(0, "a", event_id="e"), event(1, "b", event_id="e", arrival=7 * DAY - 1)))
+    apply(events(event(2, "c", event_id="e", arrival=7 * DAY - 1), event(3, "d", event_id="e", arrival=7 * DAY)))
     assert items_of(reader, "user", "u") == ("a", "d")
     apply(events(event(4, "x", session="s", event_id="e2"), event(5, "y", user=None, session="s", event_id="e2")))
     assert items_of(reader, "user", "u") == ("a", "d", "x")

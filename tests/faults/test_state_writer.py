@@ -1,0 +1,234 @@
+"""The state writer on Apache Kafka under kill -9, outages and logs that moved away under it."""
+
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+from kafka import KafkaAdminClient
+from kafka import TopicPartition as AdminPartition
+
+from app.errors import StateUnavailable
+from app.events.connection import consumer_config
+from app.events.producer import EventProducer
+from app.events.schema import EVENTS, ITEMS, USERS, Event, event_messages
+from app.events.topics import bounds, ensure_topics
+from app.settings import Settings
+from app.state.feed import Read
+from app.state.layout import StatePaths
+from app.state.memory import fold_everything
+from app.state.messages import to_batch
+from app.state.replica import StateReplica
+from app.state.writer import StateWriterLoop
+from scripts import apache_kafka
+from tests.faults.state_child import settings_for
+from tests.property.test_state import DAY, stored
+
+T = TypeVar("T")
+pytestmark = [pytest.mark.kafka, pytest.mark.faults]
+
+
+def until(ask: Callable[[], T], seconds: float = 30.0) -> T:
+    """What `ask` says once it is true; StateUnavailable counts as not yet."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if found := ask():
+                return found
+        except StateUnavailable:
+            found = None
+        assert time.monotonic() < deadline, f"still {found!r} after {seconds} s"
+        time.sleep(0.01)
+
+
+class Child:
+    """The writer as a process that is started again after each kill."""
+
+    def __init__(self, home: Path, broker: str) -> None:
+        self._command = [sys.executable, "-m", "tests.faults.state_child", str(home), broker]
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self._command)
+
+    def end(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+        self.process.wait(20)
+
+
+@pytest.fixture
+def topics(own_kafka: tuple[str, Path]) -> Settings:
+    settings = settings_for(own_kafka[0])
+    ensure_topics(settings.kafka, (EVENTS, ITEMS, USERS))
+    return settings
+
+
+@pytest.fixture
+def loop(topics: Settings, tmp_path: Path) -> Iterator[StateWriterLoop]:
+    """A writer in a thread of this process."""
+    loop = StateWriterLoop(topics, tmp_path)
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    yield loop
+    loop.stop()
+    thread.join()
+
+
+@pytest.fixture
+def replica(tmp_path: Path) -> Iterator[StateReplica]:
+    replica = StateReplica.of_home(tmp_path, "test")
+    yield replica
+    replica.close()
+
+
+def send(settings: Settings, events: list[dict[str, object]]) -> None:
+    messages = [
+        message for event in events for message in event_messages(Event.model_validate(event), int(time.time() * 1000))
+    ]
+    producer = EventProducer(settings.kafka, delivery_timeout_s=30)
+    producer.send_blocking(EVENTS, messages)
+    producer.close()
+
+
+def click(number: int, user: str = "u") -> dict[str, object]:
+    return {"user_id": user, "item_id": str(number), "event_type": "click", "event_id": str(number)}
+
+
+def items_of(replica: StateReplica, user: str = "u") -> tuple[str, ...]:
+    if replica.behind():
+        replica.catch_up()
+    return replica.histories([("user", user)])[0].item_ids
+
+
+def whole_log(settings: Settings) -> Read:
+    """Everything the topic `events` holds."""
+    held = bounds(settings.kafka, [EVENTS])[EVENTS]
+    consumer = Consumer(consumer_config(settings.kafka))
+    consumer.assign([TopicPartition(EVENTS, partition, held.first[partition]) for partition in held.end])
+    left = sum(end - held.first[partition] for partition, end in held.end.items())
+    read = Read()
+    while len(read.messages) < left:
+        read.messages += consumer.consume(1000, 0.2)
+    consumer.close()
+    return read
+
+
+def test_killed_at_random_under_load_the_state_is_the_fold_of_the_log(
+    topics: Settings, own_kafka: tuple[str, Path], tmp_path: Path, replica: StateReplica
+) -> None:
+    """Also: whatever the position says is applied can be read from another process at once, under load."""
+    draw, child = random.Random(7), Child(tmp_path, own_kafka[0])
+    kinds, ids = ["click", "rating", "remove", "merge"], [f"id{n}" for n in range(12)]
+    moment = 1_700_000_000
+
+    def event(number: int) -> dict[str, object]:
+        kind = draw.choice(kinds if number % 10 == 0 else kinds[:2])
+        seconds = moment + number // 5 - draw.choice((0, 0, 0, 300))
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+        who = {"user_id": draw.choice(ids)} if draw.random() < 0.7 else {"session_id": "s" + draw.choice(ids)}
+        who = {"user_id": draw.choice(ids), "session_id": "s" + draw.choice(ids)} if kind == "merge" else who
+        what = {} if kind == "merge" else {"item_id": str(draw.randrange(50))}
+        return {**who, **what, "event_type": kind, "event_time": at, "event_id": str(draw.randrange(number + 1))}
+
+    stopped, seen = threading.Event(), [0]
+
+    def watch() -> None:
+        while not stopped.wait(0.001):
+            try:
+                if replica.behind():
+                    replica.catch_up()  # raises where the promised publication cannot be read
+                    seen[0] += 1
+            except StateUnavailable as error:
+                if seen[0]:
+                    unreadable.append(error)
+
+    unreadable: list[StateUnavailable] = []
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        for round_ in range(5):
+            send(topics, [event(round_ * 2000 + number) for number in range(2000)])
+            time.sleep(draw.random() * 0.3 if round_ else 2.0)
+            child.end(signal.SIGKILL)
+            child.start()
+        ends = bounds(topics.kafka, [EVENTS])[EVENTS].end
+        until(lambda: all(replica.applied(EVENTS, p) >= end for p, end in ends.items()))
+    finally:
+        stopped.set()
+        watcher.join()
+        child.end(signal.SIGTERM)
+    assert seen[0] > 3
+    assert not unreadable
+    events = to_batch(whole_log(topics), topics.events).events
+    horizon = int(topics.events.dedup_days * DAY)
+    folded = fold_everything(events, topics.state.max_history, horizon)
+    assert stored(StatePaths.of(tmp_path).databases / "00000000") == folded
+
+
+def test_an_outage_is_waited_out_and_a_new_partition_is_noticed(
+    topics: Settings, own_kafka: tuple[str, Path], loop: StateWriterLoop, replica: StateReplica
+) -> None:
+    send(topics, [click(1)])
+    until(lambda: items_of(replica) == ("1",))
+    apache_kafka.end(own_kafka[1], signal.SIGKILL)
+    until(lambda: loop.status()["state"] == "no broker")
+    assert items_of(replica) == ("1",)
+    assert replica.lag() in (-1, 0)
+    apache_kafka.start(own_kafka[1])
+    send(topics, [click(2)])
+    until(lambda: items_of(replica) == ("1", "2"), 15)
+    assert loop.status()["jumps"] == {}
+    admin = KafkaAdminClient(bootstrap_servers=own_kafka[0])
+    admin.create_partitions({EVENTS: 5})
+    admin.close()
+    send(topics, [click(10 + number, f"v{number}") for number in range(20)])
+    until(lambda: all(items_of(replica, f"v{number}") for number in range(20)))
+    until(lambda: loop.lag() == {EVENTS: 0, ITEMS: 0, USERS: 0})
+
+
+def test_offsets_that_the_log_does_not_hold_are_jumped_and_counted(
+    topics: Settings, own_kafka: tuple[str, Path], tmp_path: Path, replica: StateReplica
+) -> None:
+    """Retention that was faster, a log that ends earlier than it did, a topic made anew."""
+    with running(topics, tmp_path):
+        send(topics, [click(number) for number in range(10)])
+        until(lambda: len(items_of(replica)) == 10)
+    (partition,) = [p for p in range(2) if replica.applied(EVENTS, p)]
+    admin = KafkaAdminClient(bootstrap_servers=own_kafka[0])
+    send(topics, [click(number) for number in range(10, 20)])
+    admin.delete_records({AdminPartition(EVENTS, partition): 15})
+    with running(topics, tmp_path) as loop:
+        until(lambda: len(items_of(replica)) == 15)
+        assert loop.status()["jumps"] == {"gap": 5}
+    admin.delete_topics([EVENTS])
+    until(lambda: not bounds(topics.kafka, [EVENTS])[EVENTS].exists)
+    ensure_topics(topics.kafka, [EVENTS])
+    admin.close()
+    send(topics, [click(20)])
+    with running(topics, tmp_path) as loop:
+        until(lambda: items_of(replica)[-1] == "20")
+        assert loop.status()["jumps"] == {"gap": 5, "recreated": 20}
+        assert replica.applied(EVENTS, partition) == 1
+
+
+class running:  # noqa: N801 - reads as a phrase
+    """A writer in a thread for a while."""
+
+    def __init__(self, settings: Settings, home: Path) -> None:
+        self._loop = StateWriterLoop(settings, home)
+        self._thread = threading.Thread(target=self._loop.run)
+
+    def __enter__(self) -> StateWriterLoop:
+        self._thread.start()
+        return self._loop
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.stop()
+        self._thread.join()

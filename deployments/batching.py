@@ -43,6 +43,11 @@ class Batcher(Generic[Asked, Told]):
         self.batches = 0
         self.requests = 0
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request waits or is being worked on."""
+        return bool(self.running or self._waiting)
+
     def ask(self, request: Asked) -> "asyncio.Future[Told]":
         """The answer to come; raises what the work says is wrong with this request."""
         loop = asyncio.get_running_loop()

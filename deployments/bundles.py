@@ -53,6 +53,7 @@ class BundleStore(Generic[Loaded]):
         self._failed: dict[str, str] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
+        self._joined = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
 
     def report(self) -> Report:
@@ -100,12 +101,17 @@ class BundleStore(Generic[Loaded]):
     def obey(self, orders: Orders) -> None:
         """Begins to load what is missing, flips to what is there, drops what may go."""
         self.orders = orders
+        self._joined.set()
         for bundle in [bundle for bundle in self._failed if bundle not in orders.load]:
             del self._failed[bundle]
         for bundle, folder in orders.load.items():
             if bundle not in self.loaded and bundle not in self._tasks:
                 self._tasks[bundle] = asyncio.create_task(self._take(bundle, Path(folder)))
         self._settle()
+
+    async def joined(self) -> None:
+        """Returns once the first orders have come."""
+        await self._joined.wait()
 
     async def settled(self) -> None:
         """Returns when nothing is being loaded (loaded or failed)."""

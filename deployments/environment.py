@@ -28,6 +28,8 @@ SERVE = {
     "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
     "RAY_SERVE_HAPROXY_NBTHREAD": "2",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+    # Our limits and the hot path stand before Serve's own routing (deployments/ingress.py).
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.ingress:middlewares",
 }
 # Ray's own logs: 5 files of 20 MB each process at most.
 LOGS = {"RAY_ROTATION_MAX_BYTES": "20000000", "RAY_ROTATION_BACKUP_COUNT": "5"}

@@ -85,6 +85,11 @@ class Follower:
         self._fail(shared, f"the replica did not catch up with the state within {self._timeout_s:g} s")
 
     def _settle(self, shared: "asyncio.Future[None]", error: BaseException | None) -> None:
+        if error is None:
+            try:
+                self._moved()
+            except Exception as failure:
+                error = failure
         if error is not None:
             self._fail(shared, str(error))
             return
@@ -92,7 +97,6 @@ class Follower:
         if self._failing_since is not None:
             logger.warning("the state is followed again")
         self._failing_since = None
-        self._moved()
         if not shared.done():
             shared.set_result(None)
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.problems import CONTENT_TYPE, Problem, internal, unreadable
+from app.api.problems import CONTENT_TYPE, Problem, unreadable
 
 Reply = tuple[int, bytes, dict[str, str]]  # status, body, further headers
 Lane = Callable[[bytes], Awaitable[Reply]]
@@ -16,6 +16,7 @@ Lane = Callable[[bytes], Awaitable[Reply]]
 NEVER_SHED = frozenset({"/healthz", "/readyz", "/metrics"})
 # A client that sends too much is read up to this (and nothing kept), so that it sees the answer and no broken pipe.
 DRAIN_BYTES = 64_000_000
+ADMITTED = "manta.admitted"  # in the scope of a request that has passed
 _JSON = b"application/json"
 _PROBLEM = CONTENT_TYPE.encode()
 
@@ -25,6 +26,7 @@ class Edge:
 
     Attributes:
         in_flight: requests being worked on.
+        in_lanes: those of them that a lane answers.
         shed: requests refused with 429 so far.
     """
 
@@ -35,6 +37,7 @@ class Edge:
         self._max_body = max_body_bytes
         self._max_in_flight = max_in_flight
         self.in_flight = 0
+        self.in_lanes = 0
         self.shed = 0
         full = Problem(429, f"{max_in_flight} requests are in flight already", retry_after_s=1)
         self._full = _messages((429, full.encode(), full.headers))
@@ -44,25 +47,31 @@ class Edge:
         self._other = _messages((415, other.encode(), {}))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        """As an application of its own; what `handle` has let through already goes straight to the routes."""
+        if scope["type"] != "http" or ADMITTED in scope:
             await self._app(scope, receive, send)
-            return
+        else:
+            await self.handle(scope, receive, send, self._app)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send, onward: ASGIApp) -> None:
+        """Sheds, refuses or answers; else goes on to `onward` with the body read."""
         if self.in_flight >= self._max_in_flight and scope["path"] not in NEVER_SHED:
             self.shed += 1
             await _send(send, self._full)
             return
         self.in_flight += 1
         try:
-            await self._admitted(scope, receive, send)
+            await self._admitted(scope, receive, send, onward)
         finally:
             self.in_flight -= 1
 
-    async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _admitted(self, scope: Scope, receive: Receive, send: Send, onward: ASGIApp) -> None:
+        scope[ADMITTED] = True
         if scope["method"] in ("GET", "HEAD", "DELETE", "OPTIONS"):
             if "�" in scope["path"]:
                 await _send(send, _messages(_reply(unreadable("broken UTF-8 in the path"))))
                 return
-            await self._app(scope, receive, send)
+            await onward(scope, receive, send)
             return
         message = await receive()
         body = message.get("body", b"")
@@ -77,12 +86,17 @@ class Edge:
             return
         lane = self._lanes.get(scope["path"]) if scope["method"] == "POST" else None
         if lane is not None:
-            await _send(send, _messages(await lane(body)))
+            self.in_lanes += 1
+            try:
+                reply = await lane(body)
+            finally:
+                self.in_lanes -= 1
+            await _send(send, _messages(reply))
             return
         if "�" in scope["path"]:
             await _send(send, _messages(_reply(unreadable("broken UTF-8 in the path"))))
             return
-        await self._app(scope, _Replay(body, receive), send)
+        await onward(scope, _Replay(body, receive), send)
 
 
 class _Replay:
@@ -126,11 +140,6 @@ def _is_json(headers: list[tuple[bytes, bytes]]) -> bool:
 
 def _reply(problem: Problem) -> Reply:
     return problem.status, problem.encode(), problem.headers
-
-
-def failed() -> Reply:
-    """500 for a lane whose work failed."""
-    return _reply(internal())
 
 
 def _messages(reply: Reply) -> tuple[Message, Message]:

@@ -1,0 +1,189 @@
+"""How a gateway replica answers: per surface one lane, made of a chain over a loaded bundle and its micro-batches."""
+
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from app.answering import Outcome
+from app.api.problems import Problem
+from app.api.schemas import RecommendBody, plain_filters
+from app.bundles.load import LoadedBundle, load_bundle
+from app.cache import AnswerCache, ListStore
+from app.degrade import Breakers
+from app.errors import MantaError, NotFound
+from app.recommend import Answer, Chain, LiveBundle, LocalStages, Request, Stages, recommend
+from app.settings import Settings
+from app.state.reader import StateReader
+from deployments.batching import Batcher, Deliver
+from deployments.freshness import Follower
+from deployments.impressions import Impressions
+from deployments.metrics import GatewayMetrics
+
+logger = logging.getLogger(__name__)
+
+
+class Held:
+    """A bundle as a replica holds it: with its live items, its lists and the stages in this process."""
+
+    def __init__(self, bundle: LoadedBundle, live: LiveBundle) -> None:
+        self.bundle, self.live = bundle, live
+        self.local = LocalStages({bundle.id: bundle})
+
+    def close(self) -> None:
+        """Gives up what is on the disk."""
+        if isinstance(self.live.lists, ListStore):
+            self.live.lists.close()
+
+
+class Lane:
+    """One surface over one bundle. Requests that came in before a flip are answered by the lane they came in on."""
+
+    def __init__(self, chain: Chain, batcher: Batcher[Request, Answer]) -> None:
+        self.chain, self.batcher = chain, batcher
+
+    @property
+    def busy(self) -> bool:
+        return self.batcher.busy
+
+
+class Answering:
+    """The lanes of a replica. Belongs to one event loop.
+
+    Attributes:
+        lanes: by surface.
+        impressions: where the answers are logged.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        state: StateReader,
+        follower: Follower,
+        *,
+        folder: Path,
+        remote: Stages | None,
+        impressions: Impressions,
+        metrics: GatewayMetrics,
+    ) -> None:
+        """`folder`: this replica's own, for lists and answers. `remote`: the stages of distributed surfaces."""
+        self._settings, self._state, self._follower = settings, state, follower
+        self._folder, self._remote = folder, remote
+        self.impressions, self._metrics = impressions, metrics
+        self._answers = AnswerCache(folder / "answers", settings.cache.max_bytes) if settings.cache.answers else None
+        self._breakers = {"colocated": Breakers(), "distributed": Breakers()}
+        self._leaving: list[Lane] = []
+        self._prefix = secrets.token_hex(6)
+        self._count = itertools.count()
+        self.lanes: dict[str, Lane] = {}
+
+    # Bundles
+
+    def load(self, bundle_id: str, folder: Path) -> Held:
+        """Loads a bundle, with the items as the state has them. Runs in a thread."""
+        bundle = load_bundle(folder)
+        lists = ListStore(self._folder / "lists" / bundle_id, bundle.lists) if bundle.lists else None
+        live = LiveBundle(bundle, lists)
+        try:
+            live.live.apply(self._state.item_changes(0))
+        except MantaError as error:
+            logger.info("bundle %s is loaded before the state is there: %s", bundle_id, error)
+        return Held(bundle, live)
+
+    def flip(self, live: Mapping[str, str], loaded: Mapping[str, Held]) -> None:
+        """From now on each surface is answered from the bundle that `live` names."""
+        for surface, bundle in live.items():
+            present = self.lanes.get(surface)
+            if present is None or present.chain.target.bundle.id != bundle:
+                if present is not None:
+                    self._leaving.append(present)
+                self.lanes[surface] = self._lane(surface, loaded[bundle])
+        for surface in [surface for surface in self.lanes if surface not in live]:
+            self._leaving.append(self.lanes.pop(surface))
+        try:
+            self.follow_items()
+        except MantaError as error:  # no request is answered before the first catch-up, which follows them
+            logger.info("the items cannot be followed yet: %s", error)
+        self._metrics.live(dict(live))
+
+    def holds(self) -> set[str]:
+        """Bundles that requests in flight still name, besides those that are live."""
+        self._leaving = [lane for lane in self._leaving if lane.busy]
+        return {lane.chain.target.bundle.id for lane in self._leaving}
+
+    def follow_items(self) -> None:
+        """Brings the live items of every bundle in use up to what the state shows."""
+        targets = {id(lane.chain.target): lane.chain.target for lane in (*self.lanes.values(), *self._leaving)}
+        for target in targets.values():
+            target.live.apply(self._state.item_changes(target.live.sequence))
+
+    def _lane(self, surface: str, held: Held) -> Lane:
+        section = self._settings.surfaces[surface]
+        distributed = section.topology == "distributed" and self._remote is not None
+        chain = Chain(
+            surface,
+            section,
+            held.live,
+            self._state,
+            self._remote if distributed and self._remote is not None else held.local,
+            self._breakers[section.topology],
+            self._answers,
+            self._follower.refresh,
+        )
+        serve = self._settings.serve
+
+        async def work(requests: Sequence[Request], deliver: Deliver[Answer]) -> list[Outcome]:
+            return await self._work(chain, requests, deliver)
+
+        return Lane(chain, Batcher(work, max_batch=serve.max_batch, wait_s=serve.batch_wait_ms / 1000))
+
+    # Requests
+
+    async def _work(self, chain: Chain, requests: Sequence[Request], deliver: Deliver[Answer]) -> list[Outcome]:
+        if self._follower.behind():
+            await self._follower.refresh()
+        outcomes = await recommend(chain, requests, deliver)
+        now_us = time.time_ns() // 1000
+        timings: dict[str, float] = {}
+        for request, outcome in zip(requests, outcomes, strict=True):
+            if isinstance(outcome, Answer):
+                timings = outcome.timings_ms
+                self._metrics.answered(outcome)
+                self.impressions.log(request, outcome, now_us)
+        self._metrics.batch(chain.surface_name, len(requests), timings)
+        return outcomes
+
+    def lane(self, surface: str | None) -> Lane:
+        """The lane of a surface, None: the default one.
+
+        Raises:
+            NotFound: no such surface.
+            Problem: 503, no bundle is live there yet.
+        """
+        name = surface or self._settings.default_surface
+        lane = self.lanes.get(name)
+        if lane is None:
+            if name not in self._settings.surfaces:
+                raise NotFound(f"surface {name!r}: wanted one of {', '.join(self._settings.surfaces)}")
+            raise Problem(503, f"no bundle is live on surface {name!r} yet", retry_after_s=1)
+        return lane
+
+    def request(self, body: RecommendBody) -> Request:
+        """The body as the chain reads it."""
+        return Request(
+            user_id=body.user_id,
+            session_id=body.session_id,
+            k=body.k,
+            exclude=body.exclude or (),
+            filters=plain_filters(body.filters) if body.filters else None,
+            items=body.items,
+            candidates=body.candidates,
+            history=body.history,
+            context=body.context or {},
+            explain=bool(body.explain),
+            timeout_ms=body.timeout_ms,
+            arrived=time.monotonic(),
+            request_id=f"{self._prefix}{next(self._count):08x}",
+        )

@@ -1,0 +1,362 @@
+"""A replica of the endpoint: the HTTP service over its bundles, its view of the state, Kafka and the coordinator."""
+
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
+
+from app.api.application import create_edge
+from app.api.problems import Problem, internal, problem_of
+from app.api.schemas import PromoteBody, RecommendBody, SimilarBody, plain_filters
+from app.api.service import Json
+from app.errors import NotFound, StateUnavailable
+from app.events.producer import EventProducer
+from app.request import Answer, Request, similar
+from app.settings import Settings
+from app.state.replica import StateReplica
+from deployments import ingress
+from deployments.answering import Answering, Held
+from deployments.bundles import BundleStore
+from deployments.coordinator import Coordinator
+from deployments.freshness import Follower
+from deployments.impressions import Impressions
+from deployments.metrics import GatewayMetrics, alive, exposition, keep_in_files
+from deployments.positions import Positions
+from deployments.stages import RemoteStages
+from deployments.state_writer import NAMESPACE, SUPERVISOR, ensure_state_writers
+from deployments.threads import cap_threads
+from deployments.writes import Writes, kind_of
+
+logger = logging.getLogger(__name__)
+
+FIGURES_S = 1.0
+NODES_S = 5.0
+# A replica whose catch-up has failed for this long is not just late: Serve replaces it.
+BROKEN_S = 3.0
+FIRST_LOAD_S = 60.0
+
+
+class Gateway:
+    """Implements `app.api.service.Service`; built by `deployments.build`."""
+
+    settings: Settings
+
+    async def __init__(  # type: ignore[misc]
+        self,
+        settings: Settings,
+        home: str,
+        retriever: DeploymentHandle | None = None,
+        ranker: DeploymentHandle | None = None,
+    ) -> None:
+        """Ready once the live bundles are loaded; without any it serves what needs none.
+
+        Args:
+            settings: `kafka.bootstrap_servers` names the broker.
+            home: MANTA_HOME of this node.
+            retriever, ranker: the stages of distributed surfaces, where there are any.
+        """
+        cap_threads(settings.serve.gateway.num_cpus)
+        self.settings = settings
+        self._home = Path(home)
+        self._coordinator = Coordinator(settings, self._home)
+        self._store: BundleStore[Held] = BundleStore(
+            "gateway", self._load, flip=self._flip, holds=self._holds, drop=Held.close
+        )
+        name = self._store.member
+        self._metrics_folder = self._home / "metrics"
+        keep_in_files(self._metrics_folder, name)
+        self._metrics = GatewayMetrics(name)
+        self._state = StateReplica.of_home(self._home, name)
+        self._follower = Follower(self._state, timeout_s=settings.state.catch_up_timeout_s, moved=self._moved)
+        self._producer = EventProducer(settings.kafka, max_optional=settings.serve.impressions_buffer)
+        self._cache_folder = self._home / "cache" / name
+        self._answering = Answering(
+            settings,
+            self._state,
+            self._follower,
+            folder=self._cache_folder,
+            remote=RemoteStages(retriever, ranker) if retriever is not None and ranker is not None else None,
+            impressions=Impressions(self._producer, settings.serve.impressions_buffer),
+            metrics=self._metrics,
+        )
+        self._kinds: dict[str, str] = {}
+        self._writes = Writes(
+            settings,
+            self._state,
+            self._follower,
+            self._producer,
+            Positions(self._state, self._other_nodes),
+            self._metrics,
+            self._bundled,
+            lambda: self._kinds,
+        )
+        self._nodes: tuple[float, int] = (0.0, 1)
+        self._edge = create_edge(self)
+        self._tasks = [
+            asyncio.create_task(self._store.follow(self._coordinator.exchange)),
+            asyncio.create_task(self._show_figures()),
+        ]
+        await self._begin()
+        ingress.serve_from(self._edge)
+
+    async def _begin(self) -> None:
+        await asyncio.to_thread(ensure_state_writers, self.settings, self._home)
+        try:
+            await self._fresh()
+        except StateUnavailable as error:
+            logger.warning("starting before the state is there: %s", error)
+        try:
+            async with asyncio.timeout(FIRST_LOAD_S):
+                await self._store.joined()
+                await self._store.settled()
+        except TimeoutError:
+            logger.warning("starting before the live bundles are loaded")
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Serve asks for the application once the replica stands."""
+        return self._edge
+
+    # Serve
+
+    def check_health(self) -> None:
+        """Serve replaces a replica that cannot follow the state although the writer goes on."""
+        broken = self._follower.broken_for()
+        if broken > BROKEN_S and self._state.as_of():
+            raise StateUnavailable(f"the replica could not follow the state for {broken:.1f} s")
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Requests in flight that Serve does not count: those answered before its own routing."""
+        return {ingress.IN_FLIGHT: float(ingress.in_flight())}
+
+    async def __del__(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        self._producer.close()
+        self._state.close()
+        shutil.rmtree(self._cache_folder, ignore_errors=True)
+
+    # The bundles
+
+    def _load(self, bundle_id: str, folder: Path) -> Held:
+        return self._answering.load(bundle_id, folder)
+
+    def _flip(self, live: Mapping[str, str]) -> None:
+        self._answering.flip(live, self._store.loaded)
+        self._kinds = self._kinds_of_catalogue()
+
+    def _holds(self) -> set[str]:
+        return self._answering.holds()
+
+    def _moved(self) -> None:
+        self._answering.follow_items()
+
+    def _bundled(self, item_id: str) -> Mapping[str, Any] | None:
+        for lane in self._answering.lanes.values():
+            live = lane.chain.target.live
+            row = live.row_of.get(item_id)
+            if row is not None:
+                return live.columns_of(row)
+        return None
+
+    def _kinds_of_catalogue(self) -> dict[str, str]:
+        """Column name to kind, from the first item of a live bundle that has a value there."""
+        kinds: dict[str, str] = {}
+        for lane in self._answering.lanes.values():
+            table = lane.chain.target.bundle.catalogue.columns
+            for name in table.column_names:
+                if name not in kinds:
+                    column = table.column(name).drop_null()
+                    values = (value.as_py() for value in column[:100])
+                    kinds[name] = next((kind for value in values if (kind := kind_of(value)) != "nothing"), "nothing")
+        return {name: kind for name, kind in kinds.items() if kind != "nothing"}
+
+    # Recommendations
+
+    async def recommend(self, body: RecommendBody) -> Json:
+        """As `Service.recommend`."""
+        return (await self._answer(body.surface, self._answering.request(body))).body()
+
+    async def _answer(self, surface: str | None, request: Request) -> Answer:
+        try:
+            return await self._answering.lane(surface).batcher.ask(request)
+        except Exception as error:
+            problem = problem_of(error)
+            self._metrics.problem(surface or "", problem.status if problem else 500)
+            raise
+
+    async def recommend_many(self, bodies: Sequence[RecommendBody]) -> list[Json | Problem]:
+        """As `Service.recommend_many`: micro-batches like any others, so that the answers are the same."""
+        outcomes = await asyncio.gather(*(self.recommend(body) for body in bodies), return_exceptions=True)
+        return [self._one_of_many(outcome) for outcome in outcomes]
+
+    def _one_of_many(self, outcome: Json | BaseException) -> Json | Problem:
+        if not isinstance(outcome, BaseException):
+            return outcome
+        if not isinstance(outcome, Exception):
+            raise outcome
+        problem = problem_of(outcome)
+        if problem is None:
+            logger.error("a request of a batch failed", exc_info=outcome)
+        return problem or internal()
+
+    async def similar(self, body: SimilarBody) -> Json:
+        """As `Service.similar`."""
+        draft = self._answering.request(RecommendBody())
+        request = similar(
+            body.item_id,
+            k=body.k,
+            filters=plain_filters(body.filters) if body.filters else None,
+            exclude=body.exclude or (),
+            explain=bool(body.explain),
+            arrived=draft.arrived,
+            request_id=draft.request_id,
+        )
+        return (await self._answer(body.surface, request)).body()
+
+    # Writing
+
+    async def post_events(self, events: Sequence[Any], wait: bool) -> Json:
+        """As `Service.post_events`."""
+        return await self._writes.post_events(events, wait)
+
+    async def put_item(self, item_id: str, columns: dict[str, Any]) -> tuple[bool, Json]:
+        """As `Service.put_item`."""
+        return await self._writes.put_item(item_id, columns)
+
+    async def post_items(self, items: Sequence[Any]) -> Json:
+        """As `Service.post_items`."""
+        return await self._writes.post_items(items)
+
+    async def get_item(self, item_id: str) -> Json:
+        """As `Service.get_item`."""
+        return await self._writes.get_item(item_id)
+
+    async def delete_item(self, item_id: str) -> None:
+        """As `Service.delete_item`."""
+        await self._writes.delete_item(item_id)
+
+    async def put_user(self, user_id: str, columns: dict[str, Any]) -> Json:
+        """As `Service.put_user`."""
+        return await self._writes.put_user(user_id, columns)
+
+    async def get_user(self, user_id: str) -> Json:
+        """As `Service.get_user`."""
+        return await self._writes.get_user(user_id)
+
+    async def history(self, user_id: str) -> Json:
+        """As `Service.history`."""
+        return await self._writes.history(user_id)
+
+    async def merge(self, user_id: str, session_id: str) -> Json:
+        """As `Service.merge`."""
+        return await self._writes.merge(user_id, session_id)
+
+    # Bundles over HTTP
+
+    async def surfaces(self) -> list[Json]:
+        """As `Service.surfaces`."""
+        return [
+            {
+                "surface": name,
+                "bundle": self._store.live.get(name),
+                "variants": ["champion"],
+                **section.model_dump(mode="json"),
+            }
+            for name, section in self.settings.surfaces.items()
+        ]
+
+    async def bundles(self) -> list[Json]:
+        """As `Service.bundles`."""
+        found: list[Json] = await self._coordinator.ask("bundles")
+        return found
+
+    async def bundle(self, bundle_id: str) -> Json:
+        """As `Service.bundle`."""
+        found: Json = await self._coordinator.ask("bundle", bundle_id)
+        return found
+
+    async def promote(self, bundle_id: str, body: PromoteBody) -> Json:
+        """As `Service.promote`."""
+        started: Json = await self._coordinator.ask("promote", bundle_id, body.surfaces, body.force, body.expected)
+        return started
+
+    async def promotion(self, promotion_id: str) -> Json:
+        """As `Service.promotion`."""
+        found: Json = await self._coordinator.ask("promotion", promotion_id)
+        return found
+
+    async def rollback(self, surface: str) -> Json:
+        """As `Service.rollback`."""
+        if surface not in self.settings.surfaces:
+            raise NotFound(f"surface {surface!r}: wanted one of {', '.join(self.settings.surfaces)}")
+        started: Json = await self._coordinator.ask("rollback", surface)
+        return started
+
+    # Health
+
+    async def readiness(self) -> tuple[bool, Json]:
+        """As `Service.readiness`."""
+        try:
+            await self._fresh()
+            state: dict[str, Any] = {"ready": True}
+        except StateUnavailable as error:
+            state = {"ready": False, "reason": str(error)}
+        missing = [name for name in self.settings.surfaces if name not in self._answering.lanes]
+        bundles = {"ready": not missing, "live": dict(self._store.live), "missing": missing}
+        stages = {"state": state, "bundles": bundles}
+        return all(stage["ready"] for stage in stages.values()), stages
+
+    async def metrics(self) -> bytes:
+        """As `Service.metrics`."""
+        self._figures()
+        return await asyncio.to_thread(exposition, self._metrics_folder)
+
+    async def _fresh(self) -> None:
+        if self._follower.behind():
+            await self._follower.refresh()
+
+    async def _show_figures(self) -> None:
+        while True:
+            self._figures()
+            alive(self._metrics_folder, self._store.member)
+            await asyncio.sleep(FIGURES_S)
+
+    def _figures(self) -> None:
+        seen_ms = self._state.writer_seen_ms()
+        figures = {
+            "in_flight": self._edge.in_flight,
+            "shed": self._edge.shed,
+            "impressions_dropped": self._answering.impressions.dropped + self._producer.dropped,
+            "state_writer_silent_seconds": max(0.0, time.time() - seen_ms / 1000) if seen_ms else 0.0,
+            "catch_ups": self._follower.catch_ups,
+        }
+        for name, value in figures.items():
+            self._metrics.figure(name, value)
+
+    # Other nodes
+
+    async def _other_nodes(self) -> Mapping[str, Mapping[str, Mapping[int, int]]]:
+        """What the state writers of other nodes have applied; nothing on one machine."""
+        if time.monotonic() - self._nodes[0] > NODES_S:
+            nodes = await asyncio.to_thread(ray.nodes)
+            self._nodes = (time.monotonic(), sum(bool(node["Alive"]) for node in nodes))
+        if self._nodes[1] < 2:
+            return {}
+        here = ray.get_runtime_context().get_node_id()
+        try:
+            supervisor = await asyncio.to_thread(ray.get_actor, SUPERVISOR, NAMESPACE)
+            found = await supervisor.status.remote()
+        except (RayError, ValueError):
+            return {"(the supervisor of the state writers does not answer)": {}}
+        return {one["node"]: one.get("offsets", {}) for one in found if one["node"] != here}

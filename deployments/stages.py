@@ -1,0 +1,113 @@
+"""Retriever and ranker as deployments of their own (topology `distributed`), asked by bundle id."""
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from app.bundles.load import load_bundle, load_ranker
+from app.bundles.manifest import verify
+from app.degrade import StageOverloaded, StageStarting
+from app.ranking.ranker import Ranker
+from app.retrieval.query import Candidates, Query
+from app.retrieval.sources import Source, retrieve
+from app.settings import Settings
+from deployments.bundles import BundleStore
+from deployments.coordinator import Coordinator
+from deployments.threads import cap_threads
+
+Loaded = TypeVar("Loaded")
+# How long a call waits for a bundle that is on its way (to a replica that has just started).
+LOADING_S = 1.0
+# A replica takes requests only once it has what is live, unless that takes longer than this.
+FIRST_LOAD_S = 60.0
+
+
+class _Stage(Generic[Loaded]):
+    """What a stage's replica has loaded, and its part in the swap."""
+
+    def __init__(self, settings: Settings, home: str, cpus: float, store: BundleStore[Loaded]) -> None:
+        cap_threads(cpus)
+        self._store = store
+        self._following = asyncio.create_task(store.follow(Coordinator(settings, Path(home)).exchange))
+
+    async def join(self) -> None:
+        """Returns once the live bundles are loaded, or none is live."""
+        async with asyncio.timeout(FIRST_LOAD_S):
+            await self._store.joined()
+            await self._store.settled()
+
+    async def of(self, bundle_id: str) -> Loaded:
+        """What was loaded of a bundle. Raises StageStarting."""
+        loaded = self._store.loaded
+        if bundle_id not in loaded:
+            try:
+                async with asyncio.timeout(LOADING_S):
+                    await self._store.settled()
+            except TimeoutError:
+                raise StageStarting(f"bundle {bundle_id} is being loaded") from None
+        if bundle_id not in loaded:
+            raise StageStarting(f"bundle {bundle_id} is not loaded here, wanted one of {sorted(loaded)}")
+        return loaded[bundle_id]
+
+
+class Retriever:
+    """A replica of the deployment `retriever`: the sources of each bundle."""
+
+    async def __init__(self, settings: Settings, home: str, cpus: float) -> None:  # type: ignore[misc]
+        self._stage: _Stage[Mapping[str, Source]] = _Stage(
+            settings, home, cpus, BundleStore("retriever", lambda _, folder: load_bundle(folder).sources)
+        )
+        await self._stage.join()
+
+    async def retrieve(self, bundle_id: str, query: Query) -> Candidates:
+        """As `app.stages.Stages.retrieve`."""
+        return retrieve(await self._stage.of(bundle_id), query)
+
+
+class Scorer:
+    """A replica of the deployment `ranker`: the ranker of each bundle (None where it has none)."""
+
+    async def __init__(self, settings: Settings, home: str, cpus: float) -> None:  # type: ignore[misc]
+        self._stage: _Stage[Ranker | None] = _Stage(
+            settings, home, cpus, BundleStore("ranker", lambda _, folder: load_ranker(folder, verify(folder)))
+        )
+        await self._stage.join()
+
+    async def score(self, bundle_id: str, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """As `app.stages.Stages.score`."""
+        ranker = await self._stage.of(bundle_id)
+        if ranker is None:
+            raise LookupError(f"bundle {bundle_id}: found no ranker, wanted one")
+        return ranker.score(features)
+
+
+class RemoteStages:
+    """The stages as the chain asks them, over Serve's handles."""
+
+    def __init__(self, retriever: DeploymentHandle, ranker: DeploymentHandle) -> None:
+        self.immediate = False
+        self._retrieve, self._score = retriever.retrieve, ranker.score
+
+    async def retrieve(self, bundle_id: str, query: Query) -> Candidates:
+        found: Candidates = await _answer(self._retrieve.remote(bundle_id, query))
+        return found
+
+    async def score(self, bundle_id: str, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        scores: NDArray[np.float32] = await _answer(self._score.remote(bundle_id, features))
+        return scores
+
+
+async def _answer(response: Any) -> Any:
+    """Serve's errors as the ladder's causes; those of the stage itself come with their class."""
+    try:
+        return await response
+    except BackPressureError as error:
+        raise StageOverloaded(str(error)) from None
+    except DeploymentUnavailableError as error:
+        raise StageStarting(str(error)) from None

@@ -28,6 +28,7 @@ from deployments.bundles import BundleStore
 from deployments.coordinator import Coordinator
 from deployments.freshness import Follower
 from deployments.impressions import Impressions
+from deployments.loopback import keep_to_node
 from deployments.metrics import GatewayMetrics, alive, exposition, keep_in_files
 from deployments.positions import Positions
 from deployments.stages import RemoteStages
@@ -63,6 +64,7 @@ class Gateway:
             home: MANTA_HOME of this node.
             retriever, ranker: the stages of distributed surfaces, where there are any.
         """
+        keep_to_node()
         cap_threads(settings.serve.gateway.num_cpus)
         self.settings = settings
         self._home = Path(home)

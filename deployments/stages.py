@@ -19,6 +19,7 @@ from app.retrieval.sources import Source, retrieve
 from app.settings import Settings
 from deployments.bundles import BundleStore
 from deployments.coordinator import Coordinator
+from deployments.loopback import keep_to_node
 from deployments.threads import cap_threads
 
 Loaded = TypeVar("Loaded")
@@ -32,6 +33,7 @@ class _Stage(Generic[Loaded]):
     """What a stage's replica has loaded, and its part in the swap."""
 
     def __init__(self, settings: Settings, home: str, cpus: float, store: BundleStore[Loaded]) -> None:
+        keep_to_node()
         cap_threads(cpus)
         self._store = store
         self._following = asyncio.create_task(store.follow(Coordinator(settings, Path(home)).exchange))

@@ -71,14 +71,11 @@ def serve(port: Port = None) -> None:
 
 def launch(settings: Settings, run: Run) -> None:
     """Everything that runs on Ray: topics, state writers, the endpoint; returns once requests can be sent."""
-    from deployments.build import deploy
-
     from app.events.topics import ensure_topics
-    from deployments.state_writer import ensure_state_writers
+    from deployments.build import deploy
 
     show.say("starting the state writer and the endpoint")
     ensure_topics(settings.kafka)
-    ensure_state_writers(settings, run.home)
     deploy(settings, run.home)
     live = bool(_live(Session(settings, run.home)))
     _wait_for(run.endpoint + ("/readyz" if live else "/healthz"))

@@ -15,7 +15,7 @@ from ray.data.datasource import ReadTask
 from app.events.columns import REJECTED, Decoded
 from app.events.decode import TABLES, decode_topic
 from app.events.identity import identity_hashes
-from app.events.ranges import OffsetRange
+from app.events.ranges import OffsetRange, tasks
 from app.events.reader import range_consumer, read_range
 from app.events.schema import EVENTS
 from app.settings import Settings
@@ -31,18 +31,19 @@ class KafkaRanges(Datasource):
     (`reason`, `detail` and `raw` set, of the others topic, partition, offset, record_time, key).
     """
 
-    def __init__(self, settings: Settings, ranges: Sequence[OffsetRange]) -> None:
+    def __init__(self, settings: Settings, chunk: Sequence[OffsetRange]) -> None:
         super().__init__()
         self._settings = settings
-        self._ranges = list(ranges)
+        self._topic = chunk[0].topic
+        self.tasks = tasks(list(chunk), settings.ingest.task_rows)
 
     def get_name(self) -> str:
         """The name on the dashboard."""
-        return f"Kafka_{self._ranges[0].topic}"
+        return f"Kafka_{self._topic}"
 
     def estimate_inmemory_data_size(self) -> int:
         """Bytes of all blocks, roughly."""
-        return sum(len(cut) for cut in self._ranges) * _BYTES_PER_ROW
+        return sum(len(cut) for task in self.tasks for cut in task) * _BYTES_PER_ROW
 
     def get_read_tasks(
         self,
@@ -50,28 +51,30 @@ class KafkaRanges(Datasource):
         per_task_row_limit: int | None = None,  # noqa: ARG002
         data_context: DataContext | None = None,  # noqa: ARG002
     ) -> list[ReadTask]:
-        """One task a range, whatever the parallelism."""
-        return [self._task(cut) for cut in self._ranges]
+        """As many as the chunk was cut into, whatever the parallelism."""
+        return [self._read_task(cuts) for cuts in self.tasks]
 
-    def _task(self, cut: OffsetRange) -> ReadTask:
+    def _read_task(self, cuts: list[OffsetRange]) -> ReadTask:
         settings = self._settings
-        metadata = BlockMetadata(num_rows=None, size_bytes=len(cut) * _BYTES_PER_ROW, exec_stats=None, input_files=None)
-        return ReadTask(lambda: read_blocks(settings, cut), metadata)
+        size = sum(len(cut) for cut in cuts) * _BYTES_PER_ROW
+        metadata = BlockMetadata(num_rows=None, size_bytes=size, exec_stats=None, input_files=None)
+        return ReadTask(lambda: read_blocks(settings, cuts), metadata)
 
 
-def read_blocks(settings: Settings, cut: OffsetRange) -> Iterable[pa.Table]:
-    """The blocks of one range (what a read task runs)."""
+def read_blocks(settings: Settings, cuts: Sequence[OffsetRange]) -> Iterable[pa.Table]:
+    """One block a range (what a read task runs)."""
     pa.set_cpu_count(1)
     consumer = range_consumer(settings.kafka)
     try:
-        tables = [
-            _block(cut.topic, decode_topic(cut.topic, records, settings.events))
-            for records in read_range(consumer, cut)
-        ]
+        for cut in cuts:
+            tables = [
+                _block(cut.topic, decode_topic(cut.topic, records, settings.events))
+                for records in read_range(consumer, cut)
+            ]
+            if tables:
+                yield pa.concat_tables(tables)
     finally:
         consumer.close()
-    if tables:
-        yield pa.concat_tables(tables)
 
 
 def split_block(topic: str, block: pa.Table) -> Decoded:
@@ -84,8 +87,8 @@ def split_block(topic: str, block: pa.Table) -> Decoded:
     return Decoded(accepted, rejected.select(REJECTED.names).cast(REJECTED))
 
 
-def stream(settings: Settings, ranges: Sequence[OffsetRange]) -> Iterator[Decoded]:
-    """Reads the ranges as a Ray Data job and gives what came out, in the order of the ranges.
+def stream(settings: Settings, chunk: Sequence[OffsetRange]) -> Iterator[Decoded]:
+    """Reads a chunk of ranges of one topic as a Ray Data job and gives what came out, in the order of the ranges.
 
     Raises:
         ray.exceptions.RayTaskError: a read task has failed.
@@ -99,15 +102,16 @@ def stream(settings: Settings, ranges: Sequence[OffsetRange]) -> Iterator[Decode
     order, context.execution_options.preserve_order = context.execution_options.preserve_order, True
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
+        source = KafkaRanges(settings, chunk)
         dataset = ray.data.read_datasource(
-            KafkaRanges(settings, ranges),
-            override_num_blocks=len(ranges),
+            source,
+            override_num_blocks=len(source.tasks),
             num_cpus=settings.ingest.cpus_per_task,
         )
-        dataset.set_name(f"ingest_{ranges[0].topic}")
+        dataset.set_name(f"ingest_{chunk[0].topic}")
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
             if len(block):
-                yield split_block(ranges[0].topic, block)
+                yield split_block(chunk[0].topic, block)
     finally:
         context.execution_options.preserve_order = order
         for name, value in kept.items():

@@ -132,3 +132,19 @@ def _joined(chunk: list[OffsetRange], task_rows: int) -> list[OffsetRange]:
         else:
             joined.append(cut)
     return joined
+
+
+def tasks(chunk: list[OffsetRange], task_rows: int) -> list[list[OffsetRange]]:
+    """The pieces of a chunk put together to read tasks of at most `task_rows` offsets, in their order.
+
+    Small pieces of many partitions make one task: starting a worker costs more than reading them.
+    """
+    grouped: list[list[OffsetRange]] = []
+    room = 0
+    for cut in chunk:
+        if not grouped or len(cut) > room:
+            grouped.append([])
+            room = task_rows
+        grouped[-1].append(cut)
+        room -= len(cut)
+    return grouped

@@ -57,6 +57,7 @@ class StateFeed:
         self._moved = Read()
         self.topic_ids = topic_ids
         self._assigned: set[Place] = set()
+        self._ends: dict[Place, int] = {}  # as the last comparison found them
         self._suspect = True  # whether offsets must be compared with the log before anything is read
         self._looked = 0.0
         self.error: str | None = None
@@ -116,9 +117,10 @@ class StateFeed:
         lag = dict.fromkeys(TOPICS, 0)
         for topic, partition in self._assigned:
             try:
-                _, end = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)
+                _, heard = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)
             except KafkaException:
-                continue
+                heard = -1
+            end = max(heard, self._ends.get((topic, partition), 0))
             lag[topic] += max(0, end - self._next.get((topic, partition), 0))
         return lag
 
@@ -157,13 +159,15 @@ class StateFeed:
         self._answer, self._looked = None, monotonic()
         for topic in TOPICS:
             self._compare_topic(held[topic])
-        self._assigned = {(topic, partition) for topic in TOPICS for partition in held[topic].end}
+        self._ends = {(topic, partition): end for topic in TOPICS for partition, end in held[topic].end.items()}
+        self._assigned = set(self._ends)
         self._consumer.assign([TopicPartition(*place, self._next[place]) for place in sorted(self._assigned)])
         self._suspect, self.error = False, None
 
     def _compare_topic(self, held: TopicBounds) -> None:
         """Moves offsets that the log does not hold."""
-        recreated = bool(held.topic_id) and self.topic_ids.get(held.topic, held.topic_id) != held.topic_id
+        known = self.topic_ids.get(held.topic)
+        recreated = bool(known and held.topic_id) and known != held.topic_id
         if held.topic_id:
             self.topic_ids[held.topic] = held.topic_id
         for partition, end in held.end.items():

@@ -1,5 +1,7 @@
 """What the torch families share: items as vectors (an id's own plus what its columns say), and the loss over them."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -31,9 +33,15 @@ class ItemTable(nn.Module):  # type: ignore[misc]  # torch is untyped here
         """float32 (n_items, d)."""
         return self.ids.weight + self.project(self.content)
 
-    def rows(self, items: Tensor) -> Tensor:
-        """float32 (..., d) of item rows that are < n_items."""
-        return self.ids(items) + self.project(self.content[items])
+    def reader(self, n_rows: int) -> Callable[[Tensor], Tensor]:
+        """A function from item rows (< n_items) to float32 (..., d), for one step that asks for about `n_rows`.
+
+        Where that is no less than half the catalogue, all vectors are made once and looked up.
+        """
+        if 2 * n_rows >= self.n_items:
+            whole = self.vectors()
+            return lambda items: functional.embedding(items, whole)
+        return lambda items: self.ids(items) + self.project(self.content[items])
 
 
 def content_of(data: Interactions, catalogue: Catalogue, used: bool, seed: int) -> NDArray[np.float32]:
@@ -56,25 +64,27 @@ def log_popularity(data: Interactions, half_life_share: float = 0.25) -> NDArray
     return np.asarray(logs - logs.mean(), np.float32)
 
 
-def next_item_loss(table: ItemTable, hidden: Tensor, targets: Tensor, n_negatives: int, scale: float) -> Tensor:
+def next_item_loss(
+    table: ItemTable, read: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, n_negatives: int
+) -> Tensor:
     """Cross-entropy of the target against all items, or against the target and `n_negatives` shared uniform ones.
 
     Args:
         table: the items.
-        hidden: float32 (T, d), what was predicted.
+        read: the step's `table.reader`.
+        hidden: float32 (T, d), what was predicted; logits are hidden · vector + bias.
         targets: int64 (T,), item rows.
         n_negatives: 0, or not below n_items: the full softmax.
-        scale: logits are scale × hidden · vector + bias.
 
     Sampled logits are corrected by the log of n_items / n_negatives, so that the sum estimates the full one; negatives
     that are the target count nothing.
     """
     if n_negatives == 0 or n_negatives >= table.n_items:
-        logits = functional.linear(hidden * scale, table.vectors(), table.bias)
+        logits = functional.linear(hidden, table.vectors(), table.bias)
         return functional.cross_entropy(logits, targets)
     negatives = torch.randint(table.n_items, (n_negatives,), device=hidden.device)
-    positive = (hidden * table.rows(targets)).sum(dim=1) * scale + table.bias[targets]
-    others = functional.linear(hidden * scale, table.rows(negatives), table.bias[negatives])
+    positive = (hidden * read(targets)).sum(dim=1) + table.bias[targets]
+    others = functional.linear(hidden, read(negatives), table.bias[negatives])
     others = others + float(np.log(table.n_items / n_negatives))
     others = others.masked_fill(negatives[None, :] == targets[:, None], float("-inf"))
     return (torch.logsumexp(torch.cat([positive[:, None], others], dim=1), dim=1) - positive).mean()

@@ -97,8 +97,9 @@ class SasRec:
                 rows = torch.from_numpy(sequences.padded(cuts[place], data.n_items)).to(device)
                 told, wanted = rows[:, :-1], rows[:, 1:]
                 known = wanted < data.n_items
-                hidden = self._encoder(items.rows(told.clamp(max=data.n_items - 1)))
-                loss = next_item_loss(items, hidden[known], wanted[known], params.n_negatives, 1.0)
+                read = items.reader(rows.numel())
+                hidden = self._encoder(read(told.clamp(max=data.n_items - 1)))
+                loss = next_item_loss(items, read, hidden[known], wanted[known], params.n_negatives)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

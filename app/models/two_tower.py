@@ -95,10 +95,11 @@ class TwoTower:
             for batch in shuffled_batches(len(targets), params.batch, rng):
                 rows = torch.from_numpy(sequences.before(targets[batch], params.history, data.n_items)).to(device)
                 known = rows < data.n_items
-                entries = items.rows(rows.clamp(max=data.n_items - 1)) * known[:, :, None]
+                read = items.reader(rows.numel())
+                entries = read(rows.clamp(max=data.n_items - 1)) * known[:, :, None]
                 hidden = self._user(entries, known)
                 wanted = torch.from_numpy(sequences.items[targets[batch]]).to(device)
-                loss = next_item_loss(items, hidden, wanted, params.n_negatives, 1.0)
+                loss = next_item_loss(items, read, hidden, wanted, params.n_negatives)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

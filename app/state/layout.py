@@ -1,6 +1,7 @@
 """Where the state lies on disk and how RocksDB is opened: `db/<generation>/`, and `db/current` names one of them."""
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +66,14 @@ def choose_generation(databases: Path, generation: int) -> None:
     fresh = databases / f"current.{os.getpid()}"
     fresh.write_text(str(generation))
     fresh.rename(databases / "current")
+
+
+def remove_older(databases: Path) -> None:
+    """Removes the databases that were in use before the current one."""
+    current = current_generation(databases)
+    for folder in databases.iterdir():
+        if folder.is_dir() and folder.name.isdigit() and int(folder.name) < current:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def open_primary(path: Path) -> Rdict:

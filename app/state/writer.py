@@ -11,7 +11,7 @@ from typing import Any
 from app.errors import StateUnavailable
 from app.settings import Settings
 from app.state.feed import StateFeed
-from app.state.layout import StatePaths, choose_generation, current_generation, database
+from app.state.layout import StatePaths, choose_generation, current_generation, database, remove_older
 from app.state.messages import to_batch
 from app.state.position import Position
 from app.state.store import StateStore
@@ -19,6 +19,8 @@ from app.state.store import StateStore
 _POLL_S = 0.1
 _LOOK_S = 0.5  # lag, and whether another database was chosen
 _LOCK_S = 0.05
+_REACH_S = 10.0
+_OLD_S = 60.0  # by then every replica that answers has followed to the database in use
 
 log = logging.getLogger("manta.state")
 
@@ -34,6 +36,7 @@ class StateWriterLoop:
         self._feed: StateFeed | None = None
         self._lag: dict[str, int] = {}
         self._looked = 0.0
+        self._opened = 0.0
         self._started = time.time()
 
     def stop(self) -> None:
@@ -81,8 +84,9 @@ class StateWriterLoop:
         if store is None:
             return
         feed = StateFeed(self._settings.kafka, store.offsets(), store.topic_ids)
-        self._store, self._feed = store, feed
+        self._store, self._feed, self._opened = store, feed, time.monotonic()
         try:
+            self._reach(position, store, feed)
             position.publish(store.outrun(position.moves))
             while not self._stop.is_set():
                 self._step(position, store, feed)
@@ -92,6 +96,19 @@ class StateWriterLoop:
             self._store = self._feed = None
             feed.close()
             store.close()
+
+    def _reach(self, position: Position, store: StateStore, feed: StateFeed) -> None:
+        """Brings another database to where the one before it was, unseen: nobody's last click is gone for a moment."""
+        shown = position.read().offsets if position.moves and position.generation != store.generation else {}
+        deadline = time.monotonic() + _REACH_S
+        while not self._stop.is_set() and time.monotonic() < deadline:
+            done = store.offsets()
+            if all(done.get(topic, {}).get(p, 0) >= shown[topic][p] for topic in shown for p in shown[topic]):
+                return
+            if read := feed.poll(_POLL_S, self._settings.state.batch_events):
+                store.apply(to_batch(read, self._settings.events))
+            elif feed.connected and not any(feed.lag().values()):
+                return  # the log itself is shorter than it was
 
     def _step(self, position: Position, store: StateStore, feed: StateFeed) -> None:
         read = feed.poll(_POLL_S, self._settings.state.batch_events)
@@ -106,6 +123,8 @@ class StateWriterLoop:
     def _look(self, position: Position, feed: StateFeed) -> int:
         """Shows the lag; the generation that should be written."""
         self._looked = time.monotonic()
+        if self._looked - self._opened > _OLD_S:
+            remove_older(self._paths.databases)
         self._lag = feed.lag()
         position.beat(sum(self._lag.values()) if feed.connected else -1)
         return current_generation(self._paths.databases)

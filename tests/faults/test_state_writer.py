@@ -10,21 +10,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import pyarrow as pa
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 from kafka import KafkaAdminClient
 from kafka import TopicPartition as AdminPartition
 
 from app.errors import StateUnavailable
+from app.events.columns import RECORDS, decode
 from app.events.connection import consumer_config
 from app.events.producer import EventProducer
-from app.events.schema import EVENTS, ITEMS, USERS, Event, event_messages
+from app.events.schema import EVENTS, ITEMS, USERS, Event, columns_message, event_messages
 from app.events.topics import bounds, ensure_topics
+from app.lake.commit import Progress as LakeProgress
+from app.lake.commit import TopicOffsets, append
+from app.lake.tables import Lake, open_lake
 from app.settings import Settings
 from app.state.feed import Read
 from app.state.layout import StatePaths
 from app.state.memory import fold_everything
 from app.state.messages import to_batch
+from app.state.rebuild import rebuild
 from app.state.replica import StateReplica
 from app.state.writer import StateWriterLoop
 from scripts import apache_kafka
@@ -216,6 +222,56 @@ def test_offsets_that_the_log_does_not_hold_are_jumped_and_counted(
         until(lambda: items_of(replica)[-1] == "20")
         assert loop.status()["jumps"] == {"gap": 5, "recreated": 20}
         assert replica.applied(EVENTS, partition) == 1
+
+
+def test_a_rebuild_from_the_lake_gives_the_same_state_and_everyone_follows(
+    topics: Settings, tmp_path: Path, replica: StateReplica
+) -> None:
+    events = [click(number, f"u{number % 7}") for number in range(60)]
+    events[50]["event_type"] = "remove"
+    send(topics, events)
+    item, gone = columns_message({"title": "A", "genres": ["x"]}), columns_message({"title": "B"})
+    send_columns(topics, [(b"i1", item), (b"i2", gone), (b"i2", None)])
+    users = [("user", f"u{n}") for n in range(7)]
+    with running(topics, tmp_path) as loop:
+        until(lambda: len(items_of(replica, "u3")) == 9)
+        until(lambda: loop.lag() == {EVENTS: 0, ITEMS: 0, USERS: 0} and replica.item("i2"))
+        before = replica.histories(users)  # type: ignore[arg-type]
+        sequence = max(change.sequence for change in replica.item_changes(0))
+        lake = open_lake(topics, tmp_path)
+        fill_lake(lake, topics, upto=20)
+        report = rebuild(topics, tmp_path, lake)
+        assert (report.generation, report.jumps) == (1, {})
+        assert report.events + report.followed == 60 + 3
+        assert report.events > 0
+        assert report.followed > 3
+        until(lambda: loop.status()["generation"] == 1)
+        until(replica.behind)
+        replica.catch_up()
+        after = replica.histories(users)  # type: ignore[arg-type]
+        assert [one.version for one in after] == [one.version for one in before]
+        assert [one.item_ids for one in after] == [one.item_ids for one in before]
+        changes = replica.item_changes(sequence)
+        assert [(change.item_id, change.available) for change in changes] == [("i1", True), ("i2", False)]
+        send(topics, [click(100, "u1")])
+        until(lambda: items_of(replica, "u1")[-1] == "100")
+
+
+def send_columns(settings: Settings, messages: list[tuple[bytes, bytes | None]]) -> None:
+    producer = EventProducer(settings.kafka, delivery_timeout_s=30)
+    producer.send_blocking(ITEMS, messages)
+    producer.close()
+
+
+def fill_lake(lake: Lake, settings: Settings, upto: int) -> None:
+    """As an ingest would have left it that read `upto` messages of each partition."""
+    messages = [message for message in whole_log(settings).messages if message.offset() < upto]
+    fields = [(m.partition(), m.offset(), m.timestamp()[1], m.key(), m.value()) for m in messages]
+    records = pa.table([list(column) for column in zip(*fields, strict=True)], schema=RECORDS)
+    held = bounds(settings.kafka, [EVENTS])[EVENTS]
+    offsets = TopicOffsets(held.topic_id, {p: min(upto, end) for p, end in held.end.items()})
+    rows = decode(EVENTS, records, settings.events).events
+    append(lake.table(EVENTS), rows, LakeProgress({EVENTS: offsets}), max_open_partitions=5)
 
 
 class running:  # noqa: N801 - reads as a phrase

@@ -1,0 +1,181 @@
+"""A new database from the lake's snapshot and what Kafka holds beyond it; then everyone is pointed to it.
+
+The database in use is never touched: the new one grows in a folder of its own while the writer goes on.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+from app.errors import MantaError, StateUnavailable
+from app.events.schema import EVENTS, ITEMS, USERS
+from app.events.topics import bounds
+from app.lake.snapshot import Snapshot, snapshot
+from app.lake.tables import Lake
+from app.settings import Settings
+from app.state.batch import Batch
+from app.state.feed import TOPICS, StateFeed
+from app.state.layout import StatePaths, choose_generation, current_generation, database
+from app.state.messages import events_of, to_batch
+from app.state.store import StateStore
+
+Progress = Callable[[str, int, int], None]  # what, done, of how many
+
+_EVENT_FIELDS = (
+    "event_id",
+    "user_id",
+    "session_id",
+    "item_id",
+    "event_type",
+    "event_time",
+    "value",
+    "partition",
+    "offset",
+    "record_time",
+)
+_ROWS = 50_000
+_STALLED_S = 30.0
+
+
+@dataclass(slots=True)
+class RebuildReport:
+    """What a rebuild did.
+
+    Attributes:
+        generation: the database that is in use from now on.
+        events: events taken from the lake.
+        items, users: rows taken from the lake.
+        followed: events, items and users read from Kafka behind that.
+        jumps: offsets between the lake's end and what Kafka still holds, by kind; not empty: events are missing.
+        seconds: how long it took.
+    """
+
+    generation: int
+    events: int = 0
+    items: int = 0
+    users: int = 0
+    followed: int = 0
+    jumps: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def rebuild(settings: Settings, home: Path, lake: Lake, progress: Progress | None = None) -> RebuildReport:
+    """Folds the lake, follows Kafka to where its log ends now, and switches to the result.
+
+    A running writer switches by itself within a second, a stopped one when it starts. Interrupted, nothing has
+    changed, and the next rebuild begins anew.
+
+    Args:
+        settings: with the broker's address.
+        home: MANTA_HOME.
+        lake: the open lake.
+        progress: told of each step.
+
+    Raises:
+        MantaError: another rebuild is running, or the broker or the lake cannot be read.
+    """
+    started, databases = time.monotonic(), StatePaths.of(home).databases
+    generation = current_generation(databases) + 1
+    report = RebuildReport(generation)
+    store = _fresh(database(databases, generation), settings, generation)
+    say = progress or (lambda *_: None)
+    try:
+        _take_events(snapshot(lake, EVENTS), store, report, say)
+        report.items = _take_entities(snapshot(lake, ITEMS), store, say)
+        report.users = _take_entities(snapshot(lake, USERS), store, say)
+        _follow(settings, store, report, say)
+        store.flush()
+    finally:
+        store.close()
+    choose_generation(databases, generation)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _fresh(path: Path, settings: Settings, generation: int) -> StateStore:
+    """An empty database where an interrupted rebuild may have left half of one."""
+    try:
+        StateStore(path, settings, generation=generation).close()
+    except StateUnavailable as error:
+        raise MantaError(f"another `manta state rebuild` is running: {error}") from None
+    shutil.rmtree(path)
+    return StateStore(path, settings, generation=generation)
+
+
+def _take_events(events: Snapshot, store: StateStore, report: RebuildReport, say: Progress) -> None:
+    total = events.rows
+    for table in _batches(events, _EVENT_FIELDS):
+        store.apply(Batch(events=events_of(table)))
+        report.events += len(table)
+        say("events from the lake", report.events, total)
+    _take_offsets(events, store)
+
+
+def _take_entities(entities: Snapshot, store: StateStore, say: Progress) -> int:
+    """Items or users; a withdrawn item comes with the columns that it had."""
+    done, total = 0, entities.rows
+    for table in _batches(entities, ("item_id" if entities.table == ITEMS else "user_id", "available", "columns")):
+        found: list[tuple[str, bytes | None]] = []
+        for name, available, columns in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            if columns is not None and (available or entities.table == ITEMS):
+                found.append((name, columns.encode()))
+            if not available:
+                found.append((name, None))
+        store.apply(Batch(items=found) if entities.table == ITEMS else Batch(users=found))
+        done += len(table)
+        say(f"{entities.table} from the lake", done, total)
+    _take_offsets(entities, store)
+    return done
+
+
+def _take_offsets(source: Snapshot, store: StateStore) -> None:
+    held = source.progress.topics.get(source.table)
+    if held is not None:
+        store.topic_ids[source.table] = held.topic_id
+        store.apply(Batch(offsets={(source.table, partition): offset for partition, offset in held.next.items()}))
+
+
+def _batches(source: Snapshot, names: tuple[str, ...]) -> Iterator[pa.Table]:
+    """The rows of a snapshot in bounded pieces, in no particular order: the fold does not depend on it."""
+    if source.id is None:
+        return
+    scan = source.source.scan(selected_fields=names, snapshot_id=source.id)
+    for batch in scan.to_arrow_batch_reader():
+        table = pa.Table.from_batches([batch]).select(list(names))
+        for start in range(0, len(table), _ROWS):
+            yield table.slice(start, _ROWS)
+
+
+def _follow(settings: Settings, store: StateStore, report: RebuildReport, say: Progress) -> None:
+    """Reads on from the lake's offsets to the ends that the topics have now."""
+    ends = {
+        (topic, partition): end
+        for topic, held in bounds(settings.kafka, TOPICS).items()
+        for partition, end in held.end.items()
+    }
+    feed = StateFeed(settings.kafka, store.offsets(), store.topic_ids)
+    first, moved = _missing(ends, store), time.monotonic()
+    try:
+        while (left := _missing(ends, store)) and time.monotonic() - moved < _STALLED_S:
+            if read := feed.poll(0.1, settings.state.batch_events):
+                moved = time.monotonic()
+                batch = to_batch(read, settings.events)
+                store.apply(batch)
+                report.followed += len(batch)
+                say("messages from Kafka", max(0, first - left), first)
+            elif feed.connected and not any(feed.lag().values()):
+                break  # the log itself is shorter by now
+    finally:
+        feed.close()
+    if not feed.connected:
+        raise MantaError(f"state rebuild: Kafka stopped answering: {feed.error}")
+    report.jumps = dict(store.totals.jumps)
+
+
+def _missing(ends: dict[tuple[str, int], int], store: StateStore) -> int:
+    done = store.offsets()
+    return sum(max(0, end - done.get(topic, {}).get(partition, 0)) for (topic, partition), end in ends.items())

@@ -1,0 +1,240 @@
+"""From the best model of each family to one chain: which sources, how many from each, and whether a ranker pays."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.evaluation.protocols import KS, Evaluation, evaluated
+from app.features.items import ItemFeatures
+from app.features.spec import FeatureSpec
+from app.features.statistics import ItemStatistics
+from app.features.table import feature_names, make_spec
+from app.models.candidate import CandidateModel
+from app.models.interactions import Catalogue, Histories, Interactions
+from app.ranking.examples import Examples, training_examples
+from app.ranking.network import NetworkRanker
+from app.ranking.ranker import Ranker
+from app.retrieval.allowed import Allowed
+from app.retrieval.merge import Found, merge
+from app.retrieval.query import Query
+from app.retrieval.sources import Source, retrieve, source_of
+
+Mix = tuple[tuple[str, int], ...]
+
+LEADING, FOLLOWING, FILLING = 100, 60, 20  # candidates of the first source, of each further one, of a filling one
+# Always in the mix, if fitted: new items are found by content, and whoever has no history by popularity.
+FILLERS = ("content", "popularity")
+MOST_SOURCES = 4
+WORTH = 0.02  # a further source must find this share more targets: each costs time in every answer
+MOST_RANKER_CASES = 4000
+MIX_CASES = 1000
+BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """What a bundle's chain consists of, before it is refitted on everything."""
+
+    mix: Mix
+    candidates: int
+    ranker: Ranker | None
+    spec: FeatureSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A chain with the figures that it was chosen by.
+
+    Attributes:
+        evaluation: the chain's, on the validation cases.
+        ablation: the metric of each stage and of what it is measured against, on the same cases.
+        examples: of ranker slice and validation, from which a final ranker may learn.
+    """
+
+    chain: Chain
+    evaluation: Evaluation
+    ablation: dict[str, float]
+    examples: Examples
+
+
+@dataclass(frozen=True, slots=True)
+class Slices:
+    """Cases to choose by: positions in `interactions`, ascending; the models were fitted on what comes before."""
+
+    interactions: Interactions
+    ranker: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    history_limit: int
+
+
+def assemble(
+    models: Mapping[str, CandidateModel],
+    values: Mapping[str, float],
+    catalogue: Catalogue,
+    slices: Slices,
+    *,
+    metric: str,
+    candidates: int,
+    seed: int,
+) -> Assembled:
+    """Chooses sources on the ranker slice, trains the ranker there, and keeps on validation what is best.
+
+    Args:
+        models: the best of each family, fitted before the ranker slice.
+        values: their own metric on the validation cases.
+        candidates: how many reach the ranker.
+    """
+    sources = {name: source_of(model) for name, model in models.items()}
+    random = np.random.default_rng(seed)
+    learning = _some(slices.ranker, MOST_RANKER_CASES, random)
+    mix = choose_mix(sources, values, slices, _some(learning, MIX_CASES, random), candidates)
+    spec = make_spec(catalogue, [name for name, _ in mix])
+    items = ItemFeatures.of(spec, catalogue)
+
+    def examples(cases: NDArray[np.int64]) -> Examples:
+        as_of = int(slices.interactions.times[cases[0]]) if len(cases) else 0
+        return training_examples(
+            functools.partial(retrieve, sources),
+            slices.interactions,
+            cases,
+            spec=spec,
+            items=items,
+            statistics=ItemStatistics.of(slices.interactions, spec.half_lives_days, as_of=as_of),
+            mix=mix,
+            limit=candidates,
+            history_limit=slices.history_limit,
+        )
+
+    learned, judged = examples(learning), examples(slices.validation)
+    users = slices.interactions.users[slices.validation]
+    fused = evaluated(order_ranks(judged), users)
+    ablation = {f"{name} alone": value for name, value in sorted(values.items(), key=lambda entry: -entry[1])}
+    ablation |= {"sources merged": fused.metrics[metric]}
+    ranker = fit_ranker(learned, spec, seed)
+    if ranker is None:
+        return Assembled(Chain(mix, candidates, None, spec), fused, ablation, both(learned, judged))
+    ranked = evaluated(score_ranks(judged, ranker.score(judged.features)), users)
+    ablation |= {"merged and ranked": ranked.metrics[metric]}
+    kept, evaluation = (ranker, ranked) if ranked.metrics[metric] > fused.metrics[metric] else (None, fused)
+    return Assembled(Chain(mix, candidates, kept, spec), evaluation, ablation, both(learned, judged))
+
+
+def fit_ranker(examples: Examples, spec: FeatureSpec, seed: int) -> NetworkRanker | None:
+    """A ranker trained on the examples, None: too few of them hold their target."""
+    if len(examples.with_target()) < 50:
+        return None
+    ranker = NetworkRanker(feature_names(spec))
+    ranker.fit(examples, seed=seed)
+    return ranker
+
+
+def choose_mix(
+    sources: Mapping[str, Source],
+    values: Mapping[str, float],
+    slices: Slices,
+    cases: NDArray[np.int64],
+    candidates: int,
+) -> Mix:
+    """Starts with the best family and adds the one that finds most further targets, while it is worth it."""
+    order = sorted(values, key=lambda name: (-values[name], name))
+    lists = {name: _lists(sources[name], slices, cases) for name in order}
+    targets = slices.interactions.items[cases]
+    fillers = [name for name in order if name in FILLERS and name != order[0]]
+    chosen = [order[0]]
+
+    def sized(names: Sequence[str]) -> Mix:
+        following = [(name, FOLLOWING) for name in names[1:] if name not in fillers]
+        return ((names[0], LEADING), *following, *((name, FILLING) for name in fillers))
+
+    def found(names: Sequence[str]) -> float:
+        mix = sized(names)
+        merged = merge([_cut(lists[name], k) for name, k in mix], tuple(k for _, k in mix), candidates)
+        return float((merged.rows == targets[merged.owner]).sum())
+
+    present = found(chosen)
+    while len(chosen) < MOST_SOURCES:
+        further = {name: found([*chosen, name]) for name in order if name not in chosen and name not in fillers}
+        best = max(further, key=lambda name: further[name], default=None)
+        if best is None or further[best] < present * (1 + WORTH) or further[best] == 0:
+            break
+        chosen.append(best)
+        present = further[best]
+    return sized(chosen)
+
+
+def judge_chain(
+    chain: Chain,
+    sources: Mapping[str, Source],
+    statistics: ItemStatistics,
+    items: ItemFeatures,
+    interactions: Interactions,
+    cases: NDArray[np.int64],
+    history_limit: int,
+) -> Evaluation:
+    """A whole chain on the next events of some cases, consumed items left out, whole catalogue."""
+    examples = training_examples(
+        functools.partial(retrieve, sources),
+        interactions,
+        cases,
+        spec=chain.spec,
+        items=items,
+        statistics=statistics,
+        mix=chain.mix,
+        limit=chain.candidates,
+        history_limit=history_limit,
+    )
+    ranks = (
+        order_ranks(examples) if chain.ranker is None else score_ranks(examples, chain.ranker.score(examples.features))
+    )
+    return evaluated(ranks, interactions.users[cases], KS)
+
+
+def order_ranks(examples: Examples) -> NDArray[np.float64]:
+    """float64 (cases,): the target's place in retrieval order from 1, infinite where it was not retrieved."""
+    return np.where(examples.targets >= 0, examples.targets + 1.0, np.inf)
+
+
+def score_ranks(examples: Examples, scores: NDArray[np.float32]) -> NDArray[np.float64]:
+    """float64 (cases,): the target's place by score from 1; equal scores keep retrieval order, as at serving."""
+    has = examples.targets >= 0
+    rows = np.where(has, examples.offsets[:-1] + examples.targets, 0)
+    mine = np.where(has, scores[rows] if len(scores) else 0.0, np.inf)[examples.owner]
+    earlier = np.arange(len(scores)) < rows[examples.owner]
+    above = np.bincount(examples.owner, (scores > mine) | ((scores == mine) & earlier), minlength=len(examples))
+    return np.where(has, 1.0 + above, np.inf)
+
+
+def both(first: Examples, second: Examples) -> Examples:
+    """Two sets of examples in one."""
+    return Examples(
+        np.concatenate([first.features, second.features]),
+        np.concatenate([first.offsets, first.offsets[-1] + second.offsets[1:]]),
+        np.concatenate([first.targets, second.targets]),
+    )
+
+
+def _some(cases: NDArray[np.int64], most: int, random: np.random.Generator) -> NDArray[np.int64]:
+    return cases if len(cases) <= most else np.sort(random.choice(cases, most, replace=False))
+
+
+def _lists(source: Source, slices: Slices, cases: NDArray[np.int64]) -> list[Found]:
+    """The source's own candidates of each case, consumed items left out."""
+    found: list[Found] = []
+    for start in range(0, len(cases), BATCH):
+        whole = slices.interactions.histories_before(cases[start : start + BATCH])
+        query = plain_query(whole, slices.history_limit, slices.interactions.n_items)
+        found += source.search(query.histories, LEADING, Allowed.of(query))
+    return found
+
+
+def plain_query(whole: Histories, history_limit: int, n_items: int, mix: Mix = (), limit: int = 0) -> Query:
+    """The question of each history's next item: nothing consumed comes back, no filter."""
+    masks, unmasked = np.empty((0, n_items), np.bool_), np.full(len(whole), -1, np.int32)
+    return Query(whole.last(history_limit), whole.items, whole.offsets, masks, unmasked, mix, limit)
+
+
+def _cut(lists: Sequence[Found], k: int) -> list[Found]:
+    return [(rows[:k], scores[:k]) for rows, scores in lists]

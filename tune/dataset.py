@@ -1,0 +1,247 @@
+"""One lake snapshot as a training set: Ray Data reads and weighs; arrays in the order that things happened."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from numpy.typing import NDArray
+
+from app.errors import MantaError
+from app.evaluation.splits import TimeSplit, by_time
+from app.events.columns import EVENT_COLUMNS as EVENT_SCHEMA
+from app.events.schema import EVENTS, ITEMS
+from app.lake.snapshot import Snapshot, snapshot
+from app.lake.tables import open_lake
+from app.models.interactions import Catalogue, Interactions
+from app.settings import LearnSettings, Settings
+
+# What a training set needs of the lake's events.
+EVENT_COLUMNS = ("user_id", "session_id", "item_id", "event_type", "event_time", "partition", "offset")
+ORDER = [("event_time", "ascending"), ("partition", "ascending"), ("offset", "ascending")]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """Everything that a sweep may look at.
+
+    Attributes:
+        interactions: weighted events of known items, in (event time, partition, offset) order.
+        catalogue: the items of the items table (without one: those of the events).
+        available: bool (n_items,), False for items that are withdrawn but stand in histories.
+        user_ids: n_users ids.
+        sessions: bool (n_users,), whether the id is that of a session which never became a user's.
+        snapshot: the lake's snapshots it was read from.
+        data_hash: SHA-256 of what models see, so that equal data are known as equal.
+    """
+
+    interactions: Interactions
+    catalogue: Catalogue
+    available: NDArray[np.bool_]
+    user_ids: list[str]
+    sessions: NDArray[np.bool_]
+    snapshot: str
+    data_hash: str
+
+    def split(self, learn: LearnSettings) -> TimeSplit:
+        """fit | ranker slice | validation, by the settings' fractions."""
+        return by_time(self.interactions, learn.validation_fraction, learn.ranker_fraction)
+
+
+def load_training_set(settings: Settings, home: Path, snapshots: str | None = None) -> TrainingSet:
+    """The lake's events and items as of one snapshot each, read by Ray Data on the connected Ray.
+
+    Args:
+        snapshots: `TrainingSet.snapshot` of an earlier reading, to read the very same rows; None: the present ones.
+
+    Raises:
+        MantaError: there is nothing to learn from.
+    """
+    lake = open_lake(settings, home)
+    events, items = snapshot(lake, EVENTS), snapshot(lake, ITEMS)
+    if snapshots is not None:
+        named = dict(part.split(":") for part in snapshots.split(","))
+        events, items = _as_of(events, named[EVENTS]), _as_of(items, named[ITEMS])
+    rows = _read(events, settings.learn.event_weights)
+    columns = items.read(["item_id", "available", "columns"])
+    return training_set(rows, columns, f"{EVENTS}:{events.id},{ITEMS}:{items.id}")
+
+
+def _as_of(found: Snapshot, named: str) -> Snapshot:
+    number = None if named == "None" else int(named)
+    if number is not None and found.source.snapshot_by_id(number) is None:
+        raise MantaError(f"lake: table {found.table}: found no snapshot {number} any more, wanted one not expired")
+    return replace(found, id=number)
+
+
+def _read(events: Snapshot, weights: Mapping[str, float]) -> pa.Table:
+    """The weighted events of all files; filtering and weighing happens where Ray Data reads."""
+    schema = pa.schema([EVENT_SCHEMA.field(name) for name in EVENT_COLUMNS])
+    files = [part.path for part in events.files()]
+    if not files:
+        return weighted(schema.empty_table(), weights)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    held = dict(weights)
+
+    def weigh(batch: pa.Table) -> pa.Table:
+        return weighted(batch.select(schema.names).cast(schema), held)
+
+    rows = ray.data.read_parquet(files, columns=list(EVENT_COLUMNS)).map_batches(weigh, batch_format="pyarrow")
+    parts = [part for part in ray.get(rows.to_arrow_refs()) if len(part)]
+    return pa.concat_tables(parts) if parts else weighted(schema.empty_table(), weights)
+
+
+def weighted(events: pa.Table, weights: Mapping[str, float]) -> pa.Table:
+    """The rows that count in training, with their weight; `merge` and `remove` stay, for what they do to others."""
+    counts = {kind: weight for kind, weight in weights.items() if weight > 0}
+    kept = events.filter(pc.is_in(events["event_type"], pa.array([*counts, "merge", "remove"], pa.string())))
+    kinds = pa.array([*counts], pa.string())
+    values = pa.array([*counts.values(), 0.0], pa.float32())
+    place = pc.fill_null(pc.index_in(kept["event_type"], kinds), len(kinds))
+    return kept.append_column("weight", values.take(place.combine_chunks()))
+
+
+def training_set(events: pa.Table, items: pa.Table, snapshot: str) -> TrainingSet:
+    """Arrays from tables.
+
+    Args:
+        events: `EVENT_COLUMNS` and `weight` (float32), any order, duplicates allowed; event_time a timestamp.
+        items: `item_id`, `available`, `columns` (JSON text), one row an item.
+        snapshot: where they came from.
+
+    Raises:
+        MantaError: no event that counts.
+    """
+    events = _once(events.sort_by(ORDER))
+    owners, events = _owners(events)
+    catalogue, available = _catalogue(items, events)
+    rows = pc.index_in(events["item_id"], pa.array(catalogue.item_ids, pa.string()))
+    places = np.asarray(pc.fill_null(rows, -1), np.int32)
+    times = np.asarray(events["event_time"].cast(pa.timestamp("ms"), safe=False).cast(pa.int64()), np.int64)
+    counted = np.asarray(events["weight"], np.float32)
+    counted = np.where(_removed(events, owners, places, times), 0.0, counted).astype(np.float32)
+    kept = np.flatnonzero((counted > 0) & (places >= 0))
+    if not len(kept):
+        raise MantaError(
+            f"training set: found no event with a weight of an item in the catalogue among {len(events)} events "
+            f"and {len(items)} items, wanted at least one (learn.event_weights)"
+        )
+    ids = owners.take(pa.array(kept)).dictionary_encode()
+    keys = [str(key) for key in ids.dictionary.to_pylist()]
+    interactions = Interactions(
+        np.asarray(ids.indices, np.int32), places[kept], counted[kept], times[kept], len(keys), len(catalogue)
+    )
+    sessions = np.array([key.startswith("s") for key in keys], np.bool_)
+    return TrainingSet(
+        interactions,
+        catalogue,
+        available,
+        [key[1:] for key in keys],
+        sessions,
+        snapshot,
+        _hash(interactions, catalogue, available),
+    )
+
+
+def _once(events: pa.Table) -> pa.Table:
+    """Each Kafka record once, of sorted events."""
+    if not len(events):
+        return events
+    partition, offset = (np.asarray(events[name]) for name in ("partition", "offset"))
+    fresh = np.ones(len(events), np.bool_)
+    fresh[1:] = (np.diff(partition) != 0) | (np.diff(offset) != 0)
+    return events if fresh.all() else events.filter(pa.array(fresh))
+
+
+def _owners(events: pa.Table) -> tuple[pa.Array, pa.Table]:
+    """Whose history each event belongs to ("uID", "sID"), and the events without the merges.
+
+    A session's events up to its merge are the user's; an event with both ids is the user's alone.
+    """
+    users = pc.binary_join_element_wise("u", events["user_id"], "").combine_chunks()
+    sessions = pc.binary_join_element_wise("s", events["session_id"], "").combine_chunks()
+    owners = pc.coalesce(users, sessions)
+    is_merge = pc.equal(events["event_type"], "merge")
+    merges = events.filter(is_merge)
+    rest = pc.invert(is_merge).combine_chunks()
+    if len(merges):
+        merged: dict[str, tuple[str, Any]] = {}
+        for session, user, time in zip(
+            merges["session_id"].to_pylist(),
+            merges["user_id"].to_pylist(),
+            merges["event_time"].to_pylist(),
+            strict=True,
+        ):
+            merged.setdefault(f"s{session}", (f"u{user}", time))
+        times = events["event_time"].to_pylist()
+        owners = pa.array(
+            [
+                merged[owner][0] if owner in merged and time <= merged[owner][1] else owner
+                for owner, time in zip(owners.to_pylist(), times, strict=True)
+            ],
+            pa.string(),
+        )
+    return owners.filter(rest), events.filter(rest)
+
+
+def _removed(
+    events: pa.Table, owners: pa.Array, places: NDArray[np.int32], times: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Which events a later `remove` of the same owner and item takes out of the history."""
+    is_remove = np.asarray(pc.equal(events["event_type"], "remove"))
+    if not is_remove.any():
+        return is_remove
+    owner = np.asarray(owners.dictionary_encode().indices, np.int64)
+    pair = owner * (int(places.max(initial=0)) + 2) + places
+    last = dict(zip(pair[is_remove].tolist(), times[is_remove].tolist(), strict=True))  # ascending: the newest stays
+    until = np.array([last.get(key, -1) for key in pair.tolist()], np.int64)
+    return np.asarray(is_remove | (times <= until), np.bool_)
+
+
+def _catalogue(items: pa.Table, events: pa.Table) -> tuple[Catalogue, NDArray[np.bool_]]:
+    """Available items, and withdrawn ones that stand in histories, by id."""
+    named = pc.unique(events["item_id"].drop_null())
+    if not len(items):
+        ids = sorted(named.to_pylist())
+        return Catalogue.of(ids), np.ones(len(ids), np.bool_)
+    kept = items.filter(pc.or_(items["available"], pc.is_in(items["item_id"], named))).sort_by("item_id")
+    columns = item_columns(kept["columns"].to_pylist())
+    return Catalogue.of(kept["item_id"].to_pylist(), columns), np.asarray(kept["available"], np.bool_)
+
+
+def item_columns(documents: list[str | None]) -> pa.Table:
+    """JSON texts as one table: strings, lists of strings, numbers, booleans, vectors; absent values are null."""
+    rows: list[dict[str, Any]] = [json.loads(text) if text else {} for text in documents]
+    names = sorted({name for row in rows for name in row} - {"item_id"})
+    if not names:
+        return pa.table({"_": pa.nulls(len(rows))}).drop_columns(["_"])
+    return pa.table({name: _column([row.get(name) for row in rows]) for name in names})
+
+
+def _column(values: list[Any]) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        pass
+    try:
+        return pa.array(values, pa.float64())
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        # Two kinds in one column: kept as text, so that neither is lost.
+        return pa.array([None if value is None else json.dumps(value) for value in values], pa.string())
+
+
+def _hash(interactions: Interactions, catalogue: Catalogue, available: NDArray[np.bool_]) -> str:
+    digest = hashlib.sha256()
+    for array in (interactions.users, interactions.items, interactions.weights, interactions.times, available):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    digest.update(json.dumps([catalogue.item_ids, catalogue.columns.to_pydict()], default=str).encode())
+    return digest.hexdigest()

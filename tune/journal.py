@@ -1,0 +1,94 @@
+"""What a sweep has found so far, on disk as it comes: one JSON line per result, each flushed before the next."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+State = Literal["running", "done", "stopped", "failed", "cut"]
+# Trials that a resumed sweep does not run again; `cut` (by the budget or an interruption) and `running` ones it does.
+FINISHED = frozenset({"done", "stopped", "failed"})
+
+
+@dataclass(slots=True)
+class TrialRecord:
+    """One trial. `value` is the sweep's metric; `passes` lists (pass, value) of an iterative family, from 1.
+
+    States: running; done; stopped (by the scheduler); failed (`error` says why); cut (by budget or interruption).
+    """
+
+    name: str
+    family: str
+    number: int
+    params: dict[str, Any]
+    state: State = "running"
+    value: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    passes: list[tuple[int, float]] = field(default_factory=list)
+    fit_s: float = 0.0
+    evaluate_s: float = 0.0
+    bytes: int | None = None
+    error: str | None = None
+
+    def take(self, result: dict[str, Any]) -> None:
+        """Takes over a report of the trial."""
+        if result.get("error"):
+            self.error = str(result["error"])
+            return
+        self.value = float(result["value"])
+        self.metrics = {name: float(value) for name, value in result["metrics"].items()}
+        self.fit_s, self.evaluate_s = float(result["fit_s"]), float(result["evaluate_s"])
+        self.bytes = result.get("bytes") or self.bytes
+        if result["pass"]:
+            self.passes = [entry for entry in self.passes if entry[0] != result["pass"]]
+            self.passes.append((int(result["pass"]), self.value))
+
+
+class Journal:
+    """The file `trials.jsonl` of a sweep's folder; the last line of a trial counts."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.trials: dict[str, TrialRecord] = {}
+        if file.exists():
+            for line in file.read_bytes().split(b"\n"):
+                self._read(line)
+
+    def _read(self, line: bytes) -> None:
+        try:
+            found = json.loads(line)
+        except ValueError:
+            return  # the line that a kill tore
+        found["passes"] = [(int(done), float(value)) for done, value in found["passes"]]
+        self.trials[found["name"]] = TrialRecord(**found)
+
+    def write(self, record: TrialRecord) -> None:
+        """Puts the trial as it stands on disk."""
+        self.trials[record.name] = record
+        # A torn last line gets its end first, so that this one stands by itself.
+        with self.file.open("ab") as file:
+            start = b"\n" if file.tell() else b""
+            file.write(start + json.dumps(asdict(record)).encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    @property
+    def finished(self) -> list[TrialRecord]:
+        """Trials that need not run again, in the order of their names."""
+        return [self.trials[name] for name in sorted(self.trials) if self.trials[name].state in FINISHED]
+
+
+def ranked(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Best value first; equal values by name; those without a value at the end."""
+    return sorted(trials, key=lambda t: (t.value is None, -(t.value or 0.0), t.name))
+
+
+def best_by_family(trials: Iterable[TrialRecord]) -> dict[str, TrialRecord]:
+    """The best finished trial of each family, best family first; failed ones and those cut short do not count."""
+    best: dict[str, TrialRecord] = {}
+    for trial in ranked(trials):
+        if trial.state in ("done", "stopped") and trial.value is not None:
+            best.setdefault(trial.family, trial)
+    return best

@@ -1,0 +1,304 @@
+"""The best of a sweep as a bundle: chosen on validation, refitted on everything, written, registered, not live."""
+
+import secrets
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from app.bundles.build import Lineage, write_bundle
+from app.bundles.gate import versus
+from app.bundles.load import LoadedBundle, load_bundle
+from app.bundles.manifest import ValidationSplit, read_manifest
+from app.bundles.registry import Registry, bundles_folder, open_registry
+from app.cache import write_lists_sst
+from app.errors import BundleError, NotFound
+from app.evaluation.protocols import Evaluation
+from app.evaluation.splits import TimeSplit
+from app.features.statistics import ItemStatistics
+from app.models.candidate import CandidateModel, StaticModel
+from app.models.families import load_model
+from app.models.interactions import Catalogue, Histories, Interactions
+from app.retrieval.sources import Source, retrieve, source_of
+from app.settings import Settings
+from tune.assemble import BATCH, Assembled, Chain, Slices, assemble, fit_ranker, judge_chain, plain_query
+from tune.dataset import TrainingSet
+from tune.journal import TrialRecord
+from tune.space import SweepFile
+from tune.trial import cap_threads, refit
+
+LISTS = 1000  # users (the most recent) and items (the most popular) with a precomputed list each
+LIST_LENGTH = 100
+POPULAR = 10_000
+FRESH_CASES = 100  # fewer events after those that the champion learned from say nothing
+SAME_SLICE = 0.8  # share of our validation cases that lie in the champion's validation slice, to call it the same
+
+
+@dataclass(frozen=True, slots=True)
+class Packaged:
+    """`bundle`: the id it was registered under, None: none was asked for. `figures`: mix and ablation."""
+
+    bundle: str | None
+    figures: dict[str, Any]
+
+
+def package(
+    settings: Settings,
+    home: Path,
+    folder: Path,
+    sweep: SweepFile,
+    data: TrainingSet,
+    cases: NDArray[np.int64],
+    best: Mapping[str, TrialRecord],
+    tell: Callable[[str], None],
+) -> Packaged:
+    """Builds, writes and registers the bundle of a sweep.
+
+    Args:
+        folder: the sweep's, with the fitted models of the best trials.
+        cases: the validation cases that the sweep was judged on.
+        best: the best trial of each family.
+        tell: hears which step begins.
+    """
+    seed = int(sweep.seed or 0)
+    cap_threads(max(1.0, sweep.cpus))
+    split = data.split(settings.learn)
+    tell("choosing the mix and training the ranker")
+    models = {family: _fitted(folder, trial, split, data.catalogue, seed) for family, trial in best.items()}
+    assembled = assemble(
+        models,
+        {family: float(trial.value or 0.0) for family, trial in best.items()},
+        data.catalogue,
+        Slices(data.interactions, split.ranker_cases, cases, sweep.history_limit),
+        metric=str(sweep.metric),
+        candidates=settings.surfaces[settings.default_surface].candidates,
+        seed=seed,
+    )
+    tell("fitting the chosen sources on everything")
+    final, chain = _refitted(sweep, data, best, assembled, seed)
+    tell("writing the bundle")
+    registry = open_registry(settings, home)
+    try:
+        metrics = _metrics(assembled, best) | _against_live(registry, data, cases, assembled, sweep)
+        lineage = Lineage(
+            surfaces=tuple(settings.surfaces),
+            snapshot=data.snapshot,
+            sweep=folder.name,
+            seed=seed,
+            code_version=code_version(),
+            metrics=metrics,
+            validation=ValidationSplit(
+                snapshot=data.snapshot,
+                from_ms=int(data.interactions.times[split.validation_cases[0]]),
+                to_ms=int(data.interactions.end),
+                cases=len(cases),
+                seed=seed,
+            ),
+            sizes={"events": len(data.interactions), "users": data.interactions.n_users},
+        )
+        bundle = _write(settings, home, data, final, chain, lineage)
+        place = bundles_folder(settings, home) / bundle
+        registry.register(bundle, place, read_manifest(place).model_dump(mode="json"))
+        for retired in registry.retire(settings.registry.keep):
+            shutil.rmtree(retired.folder, ignore_errors=True)
+    finally:
+        registry.close()
+    figures = {"mix": [list(entry) for entry in chain.mix], "ranker": chain.ranker is not None}
+    return Packaged(bundle, figures | {"metric": str(sweep.metric), "ablation": assembled.ablation})
+
+
+def _fitted(folder: Path, trial: TrialRecord, split: TimeSplit, catalogue: Catalogue, seed: int) -> CandidateModel:
+    """The model that the trial saved; fitted again where it did not, or saved it on another machine."""
+    saved = folder / "models" / trial.name
+    if saved.is_dir():
+        return load_model(trial.family, saved)
+    return refit(trial.family, trial.params, split.fit, catalogue, seed=seed, passes=_passes(trial))
+
+
+def _passes(trial: TrialRecord) -> int:
+    """Where a stopped trial ended; one that ran to its end does so again."""
+    return max((done for done, _ in trial.passes), default=0) if trial.state == "stopped" else 0
+
+
+def _refitted(
+    sweep: SweepFile, data: TrainingSet, best: Mapping[str, TrialRecord], assembled: Assembled, seed: int
+) -> tuple[dict[str, CandidateModel], Chain]:
+    """The chain's sources fitted on all events, beside each other on the cluster, and a ranker from all examples."""
+    shared = ray.put((data.interactions, data.catalogue))
+    fits = {}
+    for family, _ in assembled.chain.mix:
+        trial = best[family]
+        cpus = sweep.families[family].cpus or sweep.cpus
+        task = ray.remote(num_cpus=cpus, max_retries=1)(_refit_task).options(name=f"refit {family}")
+        fits[family] = task.remote(shared, family, trial.params, seed, _passes(trial), cpus)
+    chain = assembled.chain
+    if chain.ranker is not None:
+        ranker = fit_ranker(assembled.examples, chain.spec, seed) or chain.ranker
+        chain = Chain(chain.mix, chain.candidates, ranker, chain.spec)
+    return {family: ray.get(fit) for family, fit in fits.items()}, chain
+
+
+def _refit_task(
+    shared: tuple[Interactions, Catalogue],
+    family: str,
+    params: Mapping[str, Any],
+    seed: int,
+    passes: int,
+    cpus: float,
+) -> CandidateModel:
+    cap_threads(cpus)
+    return refit(family, params, *shared, seed=seed, passes=passes)
+
+
+def _metrics(assembled: Assembled, best: Mapping[str, TrialRecord]) -> dict[str, float]:
+    """Flat: the chain's by name, each family's as `FAMILY.NAME`."""
+    metrics = dict(assembled.evaluation.metrics)
+    for family, trial in best.items():
+        metrics |= {f"{family}.{name}": value for name, value in trial.metrics.items()}
+    return metrics
+
+
+def _against_live(
+    registry: Registry, data: TrainingSet, cases: NDArray[np.int64], assembled: Assembled, sweep: SweepFile
+) -> dict[str, float]:
+    """How the bundles that are live now do on our validation cases, for the gate.
+
+    Only events after those that a live bundle has learned from tell both apart fairly. Where there are hardly any, but
+    its own validation slice was nearly ours, its recorded figure is taken. Else nothing: the gate refuses.
+    """
+    figures: dict[str, float] = {}
+    metric = str(sweep.metric)
+    times = data.interactions.times[cases]
+    for live in sorted(set(registry.aliases().live.values())):
+        their_key, own_key = versus(live, metric)
+        try:
+            bundle = load_bundle(registry.bundle(live).folder)
+        except (BundleError, NotFound):
+            continue
+        theirs, split = bundle.manifest.metrics, bundle.manifest.validation
+        fresh = np.flatnonzero(times >= split.to_ms)
+        if len(fresh) >= FRESH_CASES:
+            theirs = _judge_bundle(bundle, data, cases[fresh], sweep.history_limit).metrics
+            figures[own_key] = float(assembled.evaluation.per_case[metric][fresh].mean())
+        elif np.mean((times >= split.from_ms) & (times < split.to_ms)) >= SAME_SLICE and metric in theirs:
+            figures[own_key] = assembled.evaluation.metrics[metric]
+        else:
+            continue
+        figures[their_key] = theirs[metric]
+    return figures
+
+
+def _judge_bundle(bundle: LoadedBundle, data: TrainingSet, cases: NDArray[np.int64], history_limit: int) -> Evaluation:
+    """A bundle on events whose rows are another catalogue's: items that it does not know are rows beyond its own."""
+    known = bundle.catalogue.row_of
+    places = np.array([known.get(item, len(known)) for item in data.catalogue.item_ids], np.int32)
+    whole = data.interactions
+    translated = Interactions(
+        whole.users, places[whole.items], whole.weights, whole.times, whole.n_users, len(known) + 1
+    )
+    chain = Chain(bundle.mix, bundle.manifest.candidates, bundle.ranker, bundle.spec)
+    items = bundle.items.copy()
+    items.put(len(known), {})
+    return judge_chain(chain, bundle.sources, bundle.statistics, items, translated, cases, history_limit)
+
+
+def _write(
+    settings: Settings,
+    home: Path,
+    data: TrainingSet,
+    final: Mapping[str, CandidateModel],
+    chain: Chain,
+    lineage: Lineage,
+) -> str:
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    bundle = f"b-{stamp}-{secrets.token_hex(3)}"
+    popular = _popular(data, final)
+    sources = {name: source_of(model) for name, model in final.items()}
+    write_bundle(
+        bundles_folder(settings, home),
+        bundle_id=bundle,
+        catalogue=data.catalogue,
+        models=final,
+        mix=chain.mix,
+        candidates=chain.candidates,
+        ranker=chain.ranker,
+        spec=chain.spec,
+        statistics=ItemStatistics.of(data.interactions, chain.spec.half_lives_days),
+        popular=popular,
+        lineage=lineage,
+        write_lists=lambda file: write_lists_sst(file, _lists(data, sources, chain, popular)),
+    )
+    return bundle
+
+
+def _popular(data: TrainingSet, final: Mapping[str, CandidateModel]) -> NDArray[np.int32]:
+    """int32 rows of available items, most popular first."""
+    model = final.get("popularity")
+    counted = np.bincount(data.interactions.items, data.interactions.weights, minlength=len(data.catalogue))
+    scores = model.item_scores() if isinstance(model, StaticModel) else counted
+    order = np.argsort(-scores, kind="stable")
+    return order[data.available[order]][:POPULAR].astype(np.int32)
+
+
+def _lists(
+    data: TrainingSet, sources: Mapping[str, Source], chain: Chain, popular: NDArray[np.int32]
+) -> dict[str, NDArray[np.int32]]:
+    """Retrieval order for the most recent users (`u:ID`) and behind the most popular items (`i:ID`)."""
+    whole = data.interactions
+    last = np.full(whole.n_users, -1, np.int64)
+    last[whole.users] = np.arange(len(whole))
+    users = [user for user in np.argsort(-last, kind="stable").tolist() if not data.sessions[user]][:LISTS]
+    keys = [f"u:{data.user_ids[user]}" for user in users] + [
+        f"i:{data.catalogue.item_ids[row]}" for row in popular[:LISTS]
+    ]
+    behind = [[int(row)] for row in popular[:LISTS]]
+    found: list[NDArray[np.int32]] = []
+    by_user = whole.histories()
+    for start in range(0, len(users), BATCH):
+        found += _answers(_gathered(by_user, users[start : start + BATCH]), sources, chain, data)
+    for start in range(0, len(behind), BATCH):
+        found += _answers(Histories.of_lists(behind[start : start + BATCH], whole.end), sources, chain, data)
+    return {key: rows for key, rows in zip(keys, found, strict=True) if len(rows)}
+
+
+def _gathered(histories: Histories, users: list[int]) -> Histories:
+    starts, ends = histories.offsets[:-1][users], histories.offsets[1:][users]
+    index = np.concatenate([np.arange(start, end) for start, end in zip(starts, ends, strict=True)])
+    offsets = np.concatenate([[0], np.cumsum(ends - starts)]).astype(np.int64)
+    return Histories(
+        histories.items[index], histories.weights[index], histories.times[index], offsets, histories.as_of[users]
+    )
+
+
+def _answers(
+    whole: Histories, sources: Mapping[str, Source], chain: Chain, data: TrainingSet
+) -> list[NDArray[np.int32]]:
+    query = plain_query(whole, 200, len(data.catalogue), chain.mix, LIST_LENGTH)
+    found = retrieve(sources, query)
+    lists = np.split(found.rows, found.offsets[1:-1])
+    return [rows[data.available[rows]].astype(np.int32) for rows in lists]
+
+
+def code_version() -> str:
+    """The installed version, and the commit where the code is a checkout."""
+    try:
+        installed = version("manta")
+    except PackageNotFoundError:
+        installed = "0"
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return installed
+    command = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return installed
+    return f"{installed}+{found.stdout.strip()}" if found.returncode == 0 else installed

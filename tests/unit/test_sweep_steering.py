@@ -1,0 +1,79 @@
+"""What a sweep keeps and how it is steered, without Ray: the journal, ASHA's rungs, who runs next."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from app.settings import Settings
+from tune.journal import Journal, TrialRecord, best_by_family, ranked
+from tune.report import SweepReport, write_report
+from tune.space import SweepFile, parse_sweep
+from tune.steering import FamilyScheduler, SweepSearcher
+from tune.trial import Rungs
+
+
+def sweep() -> SweepFile:
+    families = {"ials": {"samples": 4}, "popularity": {"samples": 2}}
+    return parse_sweep({"name": "s", "families": families, "search": "random"}, "s.yaml", Settings())
+
+
+def record(name: str, value: float | None, state: Any = "done", **more: Any) -> TrialRecord:
+    family, number = name.rsplit("-", 1)
+    return TrialRecord(name, family, int(number), {}, state=state, value=value, **more)
+
+
+def test_the_journal_survives_a_torn_line(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "trials.jsonl")
+    journal.write(record("ials-000", 0.1, passes=[(1, 0.05), (3, 0.1)], metrics={"ndcg_at_10": 0.1}))
+    journal.write(record("ials-001", 0.2, state="running"))
+    with journal.file.open("ab") as file:
+        file.write(b'\n{"name": "ials-002", "fam')
+    again = Journal(journal.file)
+    again.write(record("ials-003", None, state="failed", error="diverged"))
+    last = Journal(journal.file)
+    assert [trial.name for trial in last.finished] == ["ials-000", "ials-003"]
+    assert last.trials["ials-000"] == record("ials-000", 0.1, passes=[(1, 0.05), (3, 0.1)], metrics={"ndcg_at_10": 0.1})
+
+
+def test_ranking_puts_failures_last_and_cut_trials_win_nothing() -> None:
+    trials = [record("a-0", None, "failed"), record("a-1", 0.1), record("a-2", 0.3, "cut"), record("b-0", 0.2)]
+    assert [trial.name for trial in ranked(trials)] == ["a-2", "b-0", "a-1", "a-0"]
+    assert {family: trial.name for family, trial in best_by_family(trials).items()} == {"b": "b-0", "a": "a-1"}
+
+
+def test_finished_trials_are_not_handed_out_again() -> None:
+    searcher = SweepSearcher(sweep(), [record("ials-000", 0.1), record("popularity-001", 0.2)])
+    assert searcher.planned == 6
+    names = []
+    for number in range(4):
+        config = searcher.suggest(f"t{number}")
+        assert isinstance(config, dict)
+        names.append(f"{config['family']}-{config['number']}")
+    assert names == ["popularity-0", "ials-1", "ials-2", "ials-3"]
+    assert searcher.suggest("t9") == "FINISHED"
+
+
+def test_rungs_are_rebuilt_from_recorded_passes() -> None:
+    def decide(scheduler: FamilyScheduler, value: float) -> str:
+        trial: Any = SimpleNamespace(trial_id="new", config={"family": "ials"})
+        scheduler.on_trial_add(None, trial)
+        return scheduler.on_trial_result(None, trial, {"pass": 1, "value": value})
+
+    assert decide(FamilyScheduler(sweep(), []), 0.01) == "CONTINUE"
+    recorded = [record(f"ials-{n}", 0.1 * n, passes=[(1, 0.1 * n)]) for n in range(3)]
+    assert decide(FamilyScheduler(sweep(), recorded), 0.01) == "STOP"
+    assert decide(FamilyScheduler(sweep(), recorded), 0.5) == "CONTINUE"
+
+
+def test_rungs_are_grace_times_powers_of_the_reduction() -> None:
+    assert [done for done in range(1, 40) if done in Rungs(2, 3)] == [2, 6, 18]
+    assert [done for done in range(1, 20) if done in Rungs(1, 2.5)] == [1, 3, 7, 16]
+
+
+def test_the_report_is_table_json_and_plot(tmp_path: Path) -> None:
+    trials = [record("ials-000", 0.1, passes=[(1, 0.05), (3, 0.1)]), record("ease-000", None, "failed", error="no")]
+    report = SweepReport("s-1", tmp_path, "ndcg_at_10", 0, "x", "h", trials, {}, {"data": 1.0}, "b-1", {}, True)
+    write_report(report)
+    assert "ials-000" in (tmp_path / "leaderboard.txt").read_text()
+    assert '"bundle": "b-1"' in (tmp_path / "leaderboard.json").read_text()
+    assert (tmp_path / "leaderboard.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,96 @@
+"""Promotion where no system is up: gate and alias, in one process. With a system up its HTTP door is the way."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from app.bundles.gate import Admission, admit, admit_rollback
+from app.bundles.load import load_bundle
+from app.bundles.manifest import verify
+from app.bundles.registry import Promotion, Registry, open_registry
+from app.errors import BundleError, Conflict
+from app.models.interactions import Histories
+from app.retrieval.sources import retrieve
+from app.settings import Settings
+from tune.assemble import plain_query
+
+
+def promote(
+    settings: Settings,
+    home: Path,
+    bundle: str,
+    surfaces: Sequence[str] | None = None,
+    *,
+    force: bool = False,
+    expected: str | None = None,
+) -> Promotion:
+    """Makes a registered bundle live on surfaces (default: all it was built for); whoever starts later reads it.
+
+    Args:
+        force: skips the metric gate, never hashes and smoke.
+        expected: the bundle that must be live now.
+
+    Raises:
+        NotFound: unknown bundle or surface.
+        GateRefused: refused, and kept as a promotion with that state.
+        Conflict: somebody else moved an alias meanwhile.
+    """
+    registry = open_registry(settings, home)
+    try:
+        folder = registry.bundle(bundle).folder
+        admission = admit(
+            registry,
+            settings,
+            bundle,
+            surfaces,
+            force=force,
+            expected=expected,
+            verify=lambda: verify(folder),
+            smoke=lambda: smoke(folder),
+        )
+        return _moved(registry, admission)
+    finally:
+        registry.close()
+
+
+def rollback(settings: Settings, home: Path, surface: str) -> Promotion:
+    """Makes the bundle live again that was live before on the surface.
+
+    Raises:
+        NotFound: none was.
+        GateRefused: its files are damaged.
+    """
+    registry = open_registry(settings, home)
+    try:
+        return _moved(
+            registry, admit_rollback(registry, surface, verify=lambda old: verify(registry.bundle(old).folder))
+        )
+    finally:
+        registry.close()
+
+
+def smoke(folder: Path) -> None:
+    """Loads the bundle and retrieves for somebody with a history and somebody without.
+
+    Raises:
+        BundleError: it does not load, or finds nothing for both.
+    """
+    bundle = load_bundle(folder, check_hashes=False)
+    histories = Histories.of_lists([bundle.popular[:3].tolist(), []], bundle.statistics.as_of)
+    query = plain_query(histories, 200, len(bundle.catalogue), bundle.mix, bundle.manifest.candidates)
+    found = retrieve(bundle.sources, query)
+    if not len(found.rows) or not np.isfinite(found.scores).all():
+        raise BundleError(f"bundle {bundle.id}: found {len(found.rows)} candidates, wanted some with finite scores")
+
+
+def _moved(registry: Registry, admission: Admission) -> Promotion:
+    promotion = admission.promotion
+    if promotion.state == "live":
+        return promotion
+    try:
+        registry.move(promotion.bundle, admission.expected)
+    except Conflict as error:
+        registry.update_promotion(promotion.id, state="failed", reason=str(error))
+        raise
+    return registry.update_promotion(promotion.id, state="live")

@@ -15,6 +15,8 @@ from app.events.decode import TABLES
 from app.events.schema import EVENTS, IMPRESSIONS
 from app.settings import LakeSettings, Settings
 
+__all__ = ["PARTITIONED_BY", "TABLES", "Lake", "open_lake"]
+
 # Tables that grow, and the time that they are partitioned by.
 PARTITIONED_BY = {EVENTS: "event_time", IMPRESSIONS: "time"}
 

@@ -14,7 +14,7 @@ from app.state.feed import StateFeed
 from app.state.layout import StatePaths, choose_generation, current_generation, database, remove_older
 from app.state.messages import to_batch
 from app.state.position import Position
-from app.state.store import StateStore
+from app.state.store import StateStore, Totals
 
 _POLL_S = 0.1
 _LOOK_S = 0.5  # lag, and whether another database was chosen
@@ -70,7 +70,7 @@ class StateWriterLoop:
             "offsets": store.offsets() if store else {},
             "watermark": store.published().watermark if store else 0,
             "generation": store.generation if store else None,
-            **(asdict(store.totals) if store else {}),
+            **asdict(store.totals if store else Totals()),
         }
 
     def lag(self) -> dict[str, int]:

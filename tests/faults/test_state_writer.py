@@ -26,12 +26,14 @@ from app.lake.commit import Progress as LakeProgress
 from app.lake.commit import TopicOffsets, append
 from app.lake.tables import Lake, open_lake
 from app.settings import Settings
+from app.state.batch import Batch
 from app.state.feed import Read
-from app.state.layout import StatePaths
+from app.state.layout import StatePaths, database
 from app.state.memory import fold_everything
 from app.state.messages import to_batch
 from app.state.rebuild import rebuild
 from app.state.replica import StateReplica
+from app.state.store import StateStore
 from app.state.writer import StateWriterLoop
 from scripts import apache_kafka
 from tests.faults.state_child import settings_for
@@ -214,8 +216,13 @@ def test_an_outage_is_waited_out_and_a_new_partition_is_noticed(
 def test_offsets_that_the_log_does_not_hold_are_jumped_and_counted(
     topics: Settings, own_kafka: tuple[str, Path], tmp_path: Path, replica: StateReplica
 ) -> None:
-    """Retention that was faster, a log that ends earlier than it did, a topic made anew."""
-    with running(topics, tmp_path):
+    """A log that ends earlier than it did, retention that was faster, a topic made anew."""
+    store = StateStore(database(StatePaths.of(tmp_path).databases, 0), topics)
+    store.topic_ids = {EVENTS: bounds(topics.kafka, [EVENTS])[EVENTS].topic_id}
+    store.apply(Batch(offsets={(EVENTS, 0): 30, (EVENTS, 1): 7}))
+    store.close()
+    with running(topics, tmp_path) as loop:
+        until(lambda: loop.status()["jumps"] == {"log_end": 37})
         send(topics, [click(number) for number in range(10)])
         until(lambda: len(items_of(replica)) == 10)
     (partition,) = [p for p in range(2) if replica.applied(EVENTS, p)]
@@ -224,7 +231,7 @@ def test_offsets_that_the_log_does_not_hold_are_jumped_and_counted(
     admin.delete_records({AdminPartition(EVENTS, partition): 15})
     with running(topics, tmp_path) as loop:
         until(lambda: len(items_of(replica)) == 15)
-        assert loop.status()["jumps"] == {"gap": 5}
+        assert loop.status()["jumps"] == {"log_end": 37, "gap": 5}
     admin.delete_topics([EVENTS])
     until(lambda: not bounds(topics.kafka, [EVENTS])[EVENTS].exists)
     ensure_topics(topics.kafka, [EVENTS])
@@ -232,7 +239,7 @@ def test_offsets_that_the_log_does_not_hold_are_jumped_and_counted(
     send(topics, [click(20)])
     with running(topics, tmp_path) as loop:
         until(lambda: items_of(replica)[-1] == "20")
-        assert loop.status()["jumps"] == {"gap": 5, "recreated": 20}
+        assert loop.status()["jumps"] == {"log_end": 37, "gap": 5, "recreated": 20}
         assert replica.applied(EVENTS, partition) == 1
 
 

@@ -51,8 +51,8 @@ class Ease:
     """B = I - P / diag(P) with P = (X'X + l2 I)^-1, X the weighted user × item matrix; scores are decayed history × B.
 
     With fewer users than items the inverse goes through the users' side (Woodbury), exact and far cheaper.
-    Searched: l2 10-3000, log; piece 0-200; user_power 0-1; target_power 0-0.6; place_tau
-    1-50, log; place_floor 0-0.2.
+    Searched: l2 30-1000, log; piece 0-200; user_power 0-0.5; target_power 0-0.4; place_tau 2-20, log; place_floor
+    0-0.1.
     Paper: Steck, "Embarrassingly shallow autoencoders for sparse data", WWW 2019.
     """
 

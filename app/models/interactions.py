@@ -60,7 +60,7 @@ class Histories:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        return np.diff(self.offsets)
+        return self.offsets[1:] - self.offsets[:-1]
 
     @property
     def owner(self) -> NDArray[np.int64]:

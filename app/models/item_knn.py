@@ -24,15 +24,15 @@ class ItemKnnParams(HistoryDecay):
 
     similarity: Literal["cosine", "bm25"] = Field("cosine", description="How co-occurrence becomes similarity.")
     n_neighbours: int = Field(200, ge=1, le=5000, description="Neighbours kept per item.")
-    shrink: float = Field(10.0, ge=0, description="Added to the denominator: few common users count less.")
+    shrink: float = Field(60.0, ge=0, description="Added to the denominator: few common users count less.")
     target_power: float = Field(
-        0.5, ge=0, le=1, description="Exponent of the recommended item's frequency in the denominator; low: popular."
+        0.4, ge=0, le=1, description="Exponent of the recommended item's frequency in the denominator; low: popular."
     )
     window: int = Field(
-        0, ge=0, le=200, description="Pairs at most this many events apart in a user's sequence; 0: all of a user."
+        20, ge=0, le=200, description="Pairs at most this many events apart in a user's sequence; 0: all of a user."
     )
-    window_tau: float = Field(5.0, gt=0, description="A pair d events apart counts exp(-(d - 1) / window_tau).")
-    backward: float = Field(1.0, ge=0, le=1, description="What a pair counts against its order in time (windows).")
+    window_tau: float = Field(20.0, gt=0, description="A pair d events apart counts exp(-(d - 1) / window_tau).")
+    backward: float = Field(0.6, ge=0, le=1, description="What a pair counts against its order in time (windows).")
     k1: float = Field(1.2, gt=0, description="BM25: saturation of repeated events.")
     b: float = Field(0.5, ge=0, le=1, description="BM25: how much long histories are discounted.")
 
@@ -43,8 +43,8 @@ class ItemKnn:
     c sums products of weights over users (`cosine`: event weights; `bm25`: BM25 weights), or with `window` sums over
     pairs of events at most `window` apart in a user's sequence (a smoothed Markov chain). n is c's marginal, p is
     `target_power`.
-    Searched: similarity; n_neighbours 50-500; shrink 1-100, log; target_power 0-1; window 0-30; window_tau 1-20;
-    backward 0-1; place_tau 1-50, log.
+    Searched: similarity; n_neighbours 100-500; shrink 5-200, log; target_power 0.1-0.7; window 0-40; window_tau
+    5-50, log; backward 0.2-1; place_tau 2-20, log; place_floor 0-0.1.
     Papers: Sarwar et al., "Item-based collaborative filtering", WWW 2001; Aiolli, "Efficient top-n recommendation for
     very large scale binary rated datasets", RecSys 2013 (asymmetric cosine); Robertson and Zaragoza, BM25, 2009.
     """

@@ -175,7 +175,7 @@ class StateFeed:
             wanted = self._next.get(place)
             if wanted is None:
                 self._next[place] = first
-            elif recreated:
+            elif recreated and wanted != first:
                 self._jump("recreated", place, wanted, first)
             elif wanted > end:
                 self._jump("log_end", place, wanted, end)
@@ -185,5 +185,5 @@ class StateFeed:
     def _jump(self, kind: str, place: Place, wanted: int, now: int) -> None:
         log.error("topic %s, partition %d: %s: offset %d was next, going on from %d", *place, kind, wanted, now)
         jumps = self._moved.jumps
-        jumps[kind] = jumps.get(kind, 0) + max(1, abs(wanted - now))
+        jumps[kind] = jumps.get(kind, 0) + abs(wanted - now)
         self._next[place] = self._moved.offsets[place] = now

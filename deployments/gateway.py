@@ -194,7 +194,9 @@ class Gateway:
             return await self._answering.lane(surface).batcher.ask(request)
         except Exception as error:
             problem = problem_of(error)
-            self._metrics.problem(surface or "", problem.status if problem else 500)
+            name = surface or self.settings.default_surface
+            known = name if name in self.settings.surfaces else "(unknown)"
+            self._metrics.problem(known, problem.status if problem else 500)
             raise
 
     async def recommend_many(self, bodies: Sequence[RecommendBody]) -> list[Json | Problem]:

@@ -99,7 +99,7 @@ class Writes:
             _, columns = validate_item(item_id, raw)
             self._check_kinds(columns)
         except EventRejected as error:
-            raise _problem(error) from None
+            raise _problem(error, raw) from None
         await self._fresh()
         known = self._state.item(item_id) is not None or self._bundled(item_id) is not None
         await self._send_everywhere(ITEMS, [(item_id.encode(), columns_message(columns))], f"item {item_id!r} is put")
@@ -156,7 +156,7 @@ class Writes:
         try:
             _, columns = validate_user(user_id, raw)
         except EventRejected as error:
-            raise _problem(error) from None
+            raise _problem(error, raw) from None
         await self._send_everywhere(USERS, [(user_id.encode(), columns_message(columns))], f"user {user_id!r} is put")
         return {"user_id": user_id, **{name: value for name, value in columns.items() if value is not None}}
 
@@ -222,5 +222,6 @@ def kind_of(value: Any) -> str:
     return "a list of text" if isinstance(value[0], str) else "a list of numbers"
 
 
-def _problem(error: EventRejected) -> Problem:
-    return Problem(422, str(error), [FieldError(error.field or "body", error.code, str(error))])
+def _problem(error: EventRejected, raw: Json) -> Problem:
+    found = raw.get(error.field) if error.field is not None else None
+    return Problem(422, str(error), [FieldError(error.field or "body", found, str(error))])

@@ -13,6 +13,7 @@ from app.errors import (
     GateRefused,
     MantaError,
     NotFound,
+    RequestInvalid,
     StateUnavailable,
 )
 
@@ -99,6 +100,8 @@ def problem_of(error: BaseException) -> Problem | None:
     match error:
         case Problem():
             return error
+        case RequestInvalid():
+            return Problem(422, str(error), [FieldError(error.field, error.found, error.wanted)])
         case NotFound():
             return Problem(404, str(error))
         case GateRefused():

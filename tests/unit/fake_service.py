@@ -6,7 +6,7 @@ from typing import Any
 from app.api.problems import Problem
 from app.api.schemas import PromoteBody, RecommendBody, SimilarBody
 from app.api.service import Json
-from app.errors import BrokerUnavailable, Conflict, GateRefused, NotFound
+from app.errors import BrokerUnavailable, Conflict, GateRefused, NotFound, RequestInvalid
 from app.settings import Settings
 
 
@@ -23,6 +23,8 @@ class FakeService:
         self.asked.append(body)
         if body.surface not in (None, *self.settings.surfaces):
             raise NotFound(f"no surface {body.surface!r}")
+        if body.user_id == "invalid":
+            raise RequestInvalid("filters.x", "x", "a column")
         if body.user_id == "crash":
             raise RuntimeError("secret detail")
         items = [{"item_id": str(place + 1), "score": 1.0 / (place + 1)} for place in range(body.k or 10)]

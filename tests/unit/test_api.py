@@ -117,6 +117,8 @@ async def test_too_large_and_not_json(client: httpx.AsyncClient) -> None:
 async def test_unknown_paths_methods_surfaces_and_keys(client: httpx.AsyncClient) -> None:
     check_problem(await client.get("/nothing"), 404)
     check_problem(await client.post("/v1/recommend", json={"surface": "nowhere"}), 404)
+    late = check_problem(await client.post("/v1/recommend", json={"user_id": "invalid"}), 422)
+    assert late["errors"] == [{"field": "filters.x", "found": "x", "wanted": "a column"}]
     wrong_method = await client.put("/v1/recommend", json={})
     check_problem(wrong_method, 405)
     assert wrong_method.headers["allow"] == "POST"

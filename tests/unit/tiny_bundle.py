@@ -1,0 +1,52 @@
+"""Tiny bundles on disk, registered: real families over a few items, so that a whole system can serve them."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from app.bundles.build import Lineage, write_bundle
+from app.bundles.load import load_bundle
+from app.bundles.manifest import ValidationSplit
+from app.bundles.registry import open_registry
+from app.features.statistics import ItemStatistics
+from app.features.table import feature_names, make_spec
+from app.models.families import make
+from app.models.interactions import Catalogue
+from app.ranking.network import NetworkRanker
+from app.settings import Settings
+from tests.unit.chain_world import N_ITEMS, columns_of, interactions
+
+MIX = (("item_knn", 20), ("popularity", 20), ("content", 10))
+
+
+def write_tiny(parent: Path, bundle_id: str, *, prefix: str = "i", ndcg: float = 0.1) -> Path:
+    """A bundle of 60 items `{prefix}0` to `{prefix}59`; another prefix makes a disjoint catalogue."""
+    rows = [columns_of(row) for row in range(N_ITEMS)]
+    columns = pa.table({name: [row[name] for row in rows] for name in ("title", "genres", "year")})
+    items, data = Catalogue.of([f"{prefix}{row}" for row in range(N_ITEMS)], columns), interactions()
+    models = {name: make(name).fit(data, items) for name, _ in MIX}
+    spec = make_spec(items, [name for name, _ in MIX])
+    scores = models["popularity"].score(data.histories().slice(0, 1))[0]
+    return write_bundle(
+        parent,
+        bundle_id=bundle_id,
+        catalogue=items,
+        models=models,
+        mix=MIX,
+        candidates=40,
+        ranker=NetworkRanker(feature_names(spec)),
+        spec=spec,
+        statistics=ItemStatistics.of(data, spec.half_lives_days),
+        popular=np.argsort(-scores, kind="stable").astype(np.int32),
+        lineage=Lineage(metrics={"ndcg_at_10": ndcg}, validation=ValidationSplit()),
+    )
+
+
+def register_tiny(settings: Settings, home: Path, bundle_id: str, *, prefix: str = "i", ndcg: float = 0.1) -> None:
+    """Writes the bundle into the home's folder and registers it, not live."""
+    folder = write_tiny(home / "bundles", bundle_id, prefix=prefix, ndcg=ndcg)
+    manifest = load_bundle(folder).manifest
+    registry = open_registry(settings, home)
+    registry.register(bundle_id, folder, manifest.model_dump(mode="json"))
+    registry.close()

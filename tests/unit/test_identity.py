@@ -1,0 +1,60 @@
+"""De-duplication: exact, first one wins, only within the horizon."""
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.events.identity import SeenEvents, identity_hashes
+
+TEXT = st.text(alphabet="ab\0é", min_size=1, max_size=20)
+
+
+def hashes(rows: list[tuple[str | None, str | None, str]]) -> np.ndarray:
+    users, sessions, ids = ([row[place] for row in rows] for place in range(3))
+    columns = [pa.chunked_array([pa.array(column, pa.string())]) for column in (users, sessions, ids)]
+    return identity_hashes(*columns)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.none() | TEXT, TEXT, TEXT), min_size=1, max_size=30))
+def test_equal_identities_and_only_they_have_equal_hashes(rows: list[tuple[str | None, str, str]]) -> None:
+    names = [(user or session, event) for user, session, event in rows]
+    found = [tuple(row) for row in hashes(list(rows)).tolist()]
+    assert len(set(found)) == len(set(names))
+    assert all(
+        (a == b) == (c == d) for a, c in zip(names, found, strict=True) for b, d in zip(names, found, strict=True)
+    )
+
+
+def test_hashes_do_not_depend_on_the_place_in_the_column() -> None:
+    column = pa.array([f"user-{number}" * (number % 5 + 1) for number in range(100)])
+    whole = identity_hashes(pa.chunked_array([column]), pa.chunked_array([column]), pa.chunked_array([column]))
+    part = pa.chunked_array([column.slice(40, 20)])
+    assert (identity_hashes(part, part, part) == whole[40:60]).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 30)), max_size=12), max_size=4),
+    st.integers(1, 20),
+)
+def test_as_one_would_count_by_hand(batches: list[list[tuple[str, int]]], horizon: int) -> None:
+    seen = SeenEvents(horizon)
+    kept: list[tuple[str, int]] = []
+    for batch in batches:
+        if not batch:
+            continue
+        rows = hashes([("u", None, name) for name, _ in batch])
+        times = np.array([time for _, time in batch], np.int64)
+        by_hand = []
+        before = list(kept)
+        for name, time in batch:
+            double = any(other == name and abs(time - at) < horizon for other, at in kept)
+            by_hand.append(double)
+            if not double:
+                kept.append((name, time))
+        assert len(kept) >= len(before)
+        doubled = seen.duplicates(rows, times)
+        assert doubled.tolist() == by_hand
+        seen.add(rows[~doubled], times[~doubled])

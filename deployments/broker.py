@@ -1,7 +1,7 @@
 """The embedded Kafka broker, for trying out: PyPI's `noida-db` as a child, its data under `$MANTA_HOME/kafka`.
 
-It keeps its log in memory and saves it every 2 s: kill -9 loses what came since. After a restart the compacted
-topics are therefore filled up from the lake again (`restore`); events are played again by whoever has them.
+It keeps its log in memory and saves it every 2 s: kill -9 loses what came since. `deployments.recovery` starts it
+again, notes in the lake what is gone, and restores `items` and `users` from there.
 """
 
 import importlib.util

@@ -1,6 +1,7 @@
 """One system on one machine: its broker and its Ray, started, joined and ended by process id alone."""
 
 import contextlib
+import logging
 import os
 import secrets
 import shutil
@@ -16,6 +17,7 @@ import yaml
 
 from app.errors import MantaError
 from app.settings import Settings
+from app.state.layout import StatePaths
 from deployments import broker, ports
 from deployments.environment import (
     DROPPED,
@@ -152,6 +154,7 @@ def join_ray(address: str = "auto") -> None:
     if not ray.is_initialized():
         try:
             ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level="WARNING")
+            logging.getLogger("ray.serve").setLevel(logging.WARNING)
         except (ConnectionError, RuntimeError) as error:
             raise MantaError(f"Ray at {address} cannot be joined: {str(error).splitlines()[0]}") from error
 
@@ -285,12 +288,13 @@ def _end(home: Path, run: Run | None) -> bool:
     if run.ray is not None:
         end([run.ray], 0.0)
     recorded = [process for process in (run.broker, run.keeper) if process is not None and process.pid != os.getpid()]
-    end({process.pid: process for process in [*recorded, *marked(run.session)]}.values(), 5.0)
+    end({process.pid: process for process in [*recorded, *marked(run.session)]}.values(), 3.0)
     left = marked(run.session)
     end(left, 0.0)
     if left := [process for process in marked(run.session) if process.alive()]:
         raise MantaError(f"processes {', '.join(str(process.pid) for process in left)} of {run.session} do not end")
-    shutil.rmtree(run.session, ignore_errors=True)
+    for folder in (run.session, home / "cache", home / "metrics", StatePaths.of(home).replicas):  # of processes
+        shutil.rmtree(folder, ignore_errors=True)
     run.settings_file.unlink(missing_ok=True)
     (home / "run.json").unlink(missing_ok=True)
     return True

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from deployments import broker, cluster
+from deployments import cluster, recovery
 from deployments.environment import child_environment
 from deployments.run import Run, locked, read, write
 
@@ -34,12 +34,12 @@ def keep(home: Path, session: Path) -> None:
 
 
 def restart_if_dead(home: Path, session: Path) -> Run | None:
-    """Starts the embedded broker again where it has died; returns the run with the new one."""
+    """Starts the embedded broker again where it has died, and restores what it lost; returns the new run."""
     with locked(home):
         run = read(home)
         if run is None or run.session != session or run.broker is None or run.broker.alive():
             return None
-        process = broker.start(home, run.ports.kafka, child_environment({}))
+        process = recovery.restart(run, child_environment({}))
         LOG.warning("the embedded broker died: started again as process %d", process.pid)
         return write(run.model_copy(update={"broker": process, "broker_restarts": run.broker_restarts + 1}))
 

@@ -41,6 +41,7 @@ class Ports(BaseModel):
     dashboard_metrics: int
     autoscaler_metrics: int
     kafka: int
+    kafka_hidden: int
     replicas_http: tuple[int, int]
     replicas_grpc: tuple[int, int]
 

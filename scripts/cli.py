@@ -6,12 +6,12 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from app.errors import MantaError, SettingsError
-from app.settings import home_folder
+from app.settings import Settings, home_folder
 from scripts import bundles, data, show, system
 from scripts.session import lift_options, open_session
 
@@ -39,6 +39,37 @@ def options(
     del settings, home
 
 
+@app.command("import", epilog="Example: manta import ratings.csv --column userId=user_id --column movieId=item_id")
+def import_(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Parquet, CSV or JSON lines.")],
+    kind: Annotated[Literal["events", "items", "users"], typer.Option(help="What the rows are.")] = "events",
+    column: Annotated[
+        list[str] | None, typer.Option(metavar="FROM=TO", help="Renames a column of the file; repeats.")
+    ] = None,
+    to: Annotated[Literal["kafka", "lake"], typer.Option(help="`lake`: ingest them at once too.")] = "kafka",
+    json_: show.JsonFlag = False,
+) -> None:
+    """Sends a file's rows to Kafka as events, items or users; `manta ingest` then takes them into the lake."""
+    from app.events.importing import import_file
+    from app.events.topics import ensure_topics
+    from deployments.cluster import attach
+
+    columns = _column_map(column or [])
+    if not path.is_file():
+        raise SettingsError("manta import", "PATH", str(path), "a file that exists")
+    session = open_session()
+    with attach(session.settings, session.home, ray=to == "lake", say=show.say) as attached:
+        ensure_topics(attached.settings.kafka)
+        with show.progress("import") as bar:
+            result = import_file(path, kind, columns, attached.settings, bar)
+        if to == "lake":
+            result["ingest"] = _ingest(attached.settings, session.home)
+    if json_:
+        show.as_json(result)
+    else:
+        show.facts(result)
+
+
 @app.command(epilog="Example: manta ingest --json")
 def ingest(
     follow: Annotated[bool, typer.Option("--follow", help="Go on until Ctrl-C, a commit every few seconds.")] = False,
@@ -51,19 +82,8 @@ def ingest(
     from deployments.cluster import attach
 
     session = open_session()
-    with attach(session.settings, session.home, say=show.say) as attached, show.progress("ingest") as bar:
-        from tune.ingest import run_ingest
-
-        report = run_ingest(attached.settings, session.home, follow=follow, accept_gap=accept_gap, progress=bar.topic)
-    result = {
-        "rows": dict(report.rows),
-        "duplicates": report.duplicates,
-        "dead_letters": dict(report.dead_letters),
-        "offsets": report.offsets,
-        "gaps": report.gaps,
-        "commits": report.commits,
-        "seconds": round(report.seconds, 3),
-    }
+    with attach(session.settings, session.home, say=show.say) as attached:
+        result = _ingest(attached.settings, session.home, follow=follow, accept_gap=accept_gap)
     if json_:
         show.as_json(result)
     else:
@@ -98,6 +118,35 @@ def sweep(
             Console().print(leaderboard(report.trials, report.metric, limit=20))
             print()
             show.facts({name: result[name] for name in ("sweep", "metric", "best", "bundle", "folder")})
+
+
+def _ingest(settings: Settings, home: Path, *, follow: bool = False, accept_gap: bool = False) -> dict[str, Any]:
+    """One ingest on the Ray that is joined, as the command shows it."""
+    from tune.ingest import run_ingest
+
+    with show.progress("ingest") as bar:
+        report = run_ingest(settings, home, follow=follow, accept_gap=accept_gap, progress=bar.topic)
+    return {
+        "rows": dict(report.rows),
+        "duplicates": report.duplicates,
+        "dead_letters": dict(report.dead_letters),
+        "offsets": report.offsets,
+        "gaps": report.gaps,
+        "commits": report.commits,
+        "seconds": round(report.seconds, 3),
+    }
+
+
+def _column_map(words: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for word in words:
+        source, equals, target = word.partition("=")
+        if not (source and equals and target):
+            raise SettingsError("manta import", "--column", word, "FROM=TO")
+        if target in found.values():
+            raise MantaError(f"manta import: two columns are named {target}")
+        found[source] = target
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,14 +1,14 @@
-"""Commands about data: import, lake, dlq, users."""
+"""Commands about data: lake, dlq, users."""
 
 import os
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from app.errors import MantaError, NotFound, SettingsError
+from app.errors import NotFound, SettingsError
 from deployments import cluster
 from scripts import show
 from scripts.session import open_session
@@ -18,9 +18,6 @@ Position = Annotated[str, typer.Argument(metavar="TOPIC/PARTITION/OFFSET", help=
 
 def add_to(app: typer.Typer) -> None:
     """Registers the commands."""
-    app.command("import", epilog="Example: manta import ratings.csv --column userId=user_id --column movieId=item_id")(
-        import_
-    )
     lake = typer.Typer(help="The lake: stats, export.", no_args_is_help=True)
     lake.command("stats", epilog="Example: manta lake stats --json")(lake_stats)
     lake.command("export", epilog="Example: manta lake export /tmp/lake")(lake_export)
@@ -32,33 +29,6 @@ def add_to(app: typer.Typer) -> None:
     users = typer.Typer(help="What the state knows of a user.", no_args_is_help=True)
     users.command("show", epilog="Example: manta users show 42 --json")(users_show)
     app.add_typer(users, name="users")
-
-
-def import_(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Parquet, CSV or JSON lines.")],
-    kind: Annotated[Literal["events", "items", "users"], typer.Option(help="What the rows are.")] = "events",
-    column: Annotated[
-        list[str] | None, typer.Option(metavar="FROM=TO", help="Renames a column of the file; repeats.")
-    ] = None,
-    json_: show.JsonFlag = False,
-) -> None:
-    """Sends a file's rows to Kafka as events, items or users; `manta ingest` then takes them into the lake."""
-    from app.events.importing import import_file
-
-    from app.events.topics import ensure_topics
-
-    columns = _column_map(column or [])
-    if not path.exists():
-        raise SettingsError("manta import", "PATH", str(path), "a file that exists")
-    session = open_session()
-    with cluster.attach(session.settings, session.home, ray=False, say=show.say) as attached:
-        ensure_topics(attached.settings.kafka)
-        with show.progress("importing") as bar:
-            report = import_file(path, kind, columns, attached.settings, progress=bar)
-    if json_:
-        show.as_json(report)
-    else:
-        show.facts(report)
 
 
 def lake_stats(json_: show.JsonFlag = False) -> None:
@@ -161,18 +131,6 @@ def users_show(
     show.facts({"user_id": user, "columns": columns, "version": history.version})
     print()
     show.table(rows, ["event_time", "event_type", "item_id"], "no history")
-
-
-def _column_map(words: list[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for word in words:
-        source, equals, target = word.partition("=")
-        if not (source and equals and target):
-            raise SettingsError("manta import", "--column", word, "FROM=TO")
-        if target in found.values():
-            raise MantaError(f"manta import: two columns are named {target}")
-        found[source] = target
-    return found
 
 
 def _time(milliseconds: int) -> str:

@@ -88,6 +88,8 @@ def open_secondary(path: Path, own_path: Path) -> Rdict:
     access = AccessType.secondary(str(own_path))
     options = _options()
     options.set_max_open_files(-1)  # files that the writer deletes must stay open here
+    # More threads than one are started and ended per column family at every catch-up: 3 ms instead of 0.04.
+    options.set_max_file_opening_threads(1)
     return Rdict(str(path), options, column_families={name: _options() for name in FAMILIES}, access_type=access)
 
 

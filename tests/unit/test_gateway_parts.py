@@ -1,0 +1,268 @@
+"""The parts of a gateway replica that need neither Ray nor a broker: bundles, impressions, positions, writes."""
+
+import asyncio
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from app.api.problems import Problem
+from app.errors import BrokerUnavailable, BundleError, Conflict, NotFound
+from app.events.schema import EVENTS, ITEMS, Impression, read_columns
+from app.request import Answer, Reason, Request, Scored
+from app.settings import Settings
+from app.state.memory import MemoryState
+from deployments.bundles import BundleStore
+from deployments.freshness import Follower
+from deployments.impressions import Impressions
+from deployments.positions import Positions
+from deployments.rollout import Orders, Report
+from deployments.writes import Writes
+
+
+class Shelf:
+    """A store whose loading can be held up or made to fail; what it was told to flip to and dropped is kept."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.go.set()
+        self.broken: set[str] = set()
+        self.flips: list[dict[str, str]] = []
+        self.dropped: list[str] = []
+        self.held: set[str] = set()
+        self.store: BundleStore[str] = BundleStore(
+            "gateway",
+            self.load,
+            flip=lambda live: self.flips.append(dict(live)),
+            holds=lambda: self.held,
+            drop=self.dropped.append,
+        )
+
+    def load(self, bundle: str, _: Path) -> str:
+        self.go.wait(5)
+        if bundle in self.broken:
+            raise BundleError("a bit is flipped")
+        return bundle.upper()
+
+
+async def test_a_surface_keeps_its_bundle_until_the_next_is_loaded() -> None:
+    shelf = Shelf()
+    store = shelf.store
+    store.obey(Orders("1", {"home": "a"}, {"a": "/a"}))
+    await store.settled()
+    assert (store.live, store.loaded) == ({"home": "a"}, {"a": "A"})
+    shelf.go.clear()
+    store.obey(Orders("2", {"home": "b"}, {"b": "/b"}))
+    await asyncio.sleep(0.02)
+    assert store.live == {"home": "a"}
+    assert shelf.dropped == []
+    shelf.held = {"a"}
+    shelf.go.set()
+    await store.settled()
+    assert store.live == {"home": "b"}
+    assert store.report().holds == {"a"}
+    assert set(store.loaded) == {"a", "b"}  # a request in flight still names it
+    shelf.held = set()
+    store.obey(store.orders)
+    assert (set(store.loaded), shelf.dropped) == ({"b"}, ["A"])
+    assert shelf.flips == [{"home": "a"}, {"home": "b"}]
+
+
+async def test_a_bundle_that_cannot_be_loaded_is_reported_and_forgotten_with_its_order() -> None:
+    shelf = Shelf()
+    shelf.broken = {"b"}
+    shelf.store.obey(Orders("1", {}, {"b": "/b"}))
+    await shelf.store.settled()
+    assert shelf.store.report().failed == {"b": "a bit is flipped"}
+    shelf.store.obey(Orders("2", {}, {}))
+    assert shelf.store.report().failed == {}
+
+
+async def test_following_survives_a_coordinator_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.bundles.RETRY_S", 0.01)
+    shelf, asked = Shelf(), []
+
+    async def exchange(report: Report, version: str | None) -> Orders:
+        asked.append((version, report))
+        if len(asked) in (1, 3):
+            raise ConnectionError("restarting")
+        await asyncio.sleep(0.01)
+        return Orders("1", {"home": "a"}, {"a": "/a"})
+
+    following = asyncio.create_task(shelf.store.follow(exchange))
+    await asyncio.wait_for(shelf.store.joined(), 1)
+    await shelf.store.settled()
+    await asyncio.sleep(0.1)
+    following.cancel()
+    assert shelf.store.live == {"home": "a"}
+    assert any(report.loaded == {"a"} for _, report in asked)
+
+
+class Topic:
+    """Takes messages like a broker, or not."""
+
+    def __init__(self, room: int = 10**9) -> None:
+        self.room = room
+        self.sent: list[tuple[str, bytes, bytes | None]] = []
+        self.down = False
+
+    def try_send(self, topic: str, key: bytes, value: bytes | None) -> bool:
+        if len(self.sent) >= self.room:
+            return False
+        self.sent.append((topic, key, value))
+        return True
+
+    async def send(self, topic: str, messages: Sequence[tuple[bytes, bytes | None]]) -> list[tuple[int, int]]:
+        if self.down:
+            raise BrokerUnavailable("away")
+        start = len(self.sent)
+        self.sent.extend((topic, key, value) for key, value in messages)
+        return [(0, start + place) for place in range(len(messages))]
+
+
+ANSWER = Answer(
+    "r1", "home", "champion", "b1", "popular", Reason("rank", "timeout"), (Scored("7", 0.5),), {"total": 1.0}
+)
+
+
+async def test_impressions_are_bounded_counted_and_of_the_schema() -> None:
+    topic = Topic(room=2)
+    impressions = Impressions(topic, 3)
+    for _ in range(5):
+        impressions.log(Request(user_id="u", context={"device": "tv"}), ANSWER, 1_700_000_000_000_000)
+    assert topic.sent == []  # behind the answer
+    await asyncio.sleep(0.1)
+    assert (impressions.logged, impressions.dropped) == (2, 3)
+    _, key, value = topic.sent[0]
+    assert value is not None
+    read = Impression.model_validate_json(value)
+    assert (read.key, read.request_id, read.items[0].position, read.degraded) == (key, "r1", 1, "popular")
+
+
+class Applying:
+    """A position that follows a topic after some looks."""
+
+    def __init__(self, after: int = 0) -> None:
+        self.after, self.looks = after, 0
+
+    def applied(self, _: str, __: int) -> int:
+        self.looks += 1
+        return 10**6 if self.looks > self.after else 0
+
+
+async def test_waiting_for_this_node_and_for_others() -> None:
+    assert await Positions(Applying(3)).passed(EVENTS, [(0, 5), (1, 7)], 1.0) == []
+    assert await Positions(Applying(10**6)).passed(EVENTS, [(0, 5)], 0.02) == ["the state writer of this node"]
+    ends: list[int] = [5, 6]
+
+    async def others() -> Mapping[str, Mapping[str, Mapping[int, int]]]:
+        return {"n2": {EVENTS: {0: ends.pop(0) if len(ends) > 1 else ends[0]}}}
+
+    assert await Positions(Applying(), others).passed(EVENTS, [(0, 5)], 1.0) == []
+
+    async def never() -> Mapping[str, Mapping[str, Mapping[int, int]]]:
+        return {"n2": {}}
+
+    assert await Positions(Applying(), never).passed(EVENTS, [(0, 5)], 0.1) == ["the state writer of node n2"]
+
+
+class Counting:
+    """Stands for the metrics."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+
+    def events(self, outcome: str, count: int) -> None:
+        self.counts[outcome] = self.counts.get(outcome, 0) + count
+
+
+class Desk:
+    """`Writes` over a topic in memory and a state in memory."""
+
+    def __init__(self, applied: Applying | None = None) -> None:
+        self.topic, self.state, self.metrics = Topic(), MemoryState(Settings()), Counting()
+        follower = Follower(self.state, timeout_s=1.0, moved=lambda: None)
+        self.writes = Writes(
+            Settings(),
+            self.state,  # type: ignore[arg-type]
+            follower,
+            self.topic,
+            Positions(applied or Applying()),
+            self.metrics,  # type: ignore[arg-type]
+            {"old": {"title": "Old"}}.get,
+            lambda: {"title": "text", "year": "a number"},
+        )
+
+
+async def test_events_are_checked_one_by_one_and_sent_together() -> None:
+    desk = Desk()
+    good: dict[str, Any] = {"user_id": "u", "item_id": "1", "event_type": "click"}
+    future = {**good, "event_time": "2999-01-01T00:00:00Z"}
+    told = await desk.writes.post_events([good, {}, 7, future, {"session_id": "s", **good, "x": 1}], True)
+    assert (told["accepted"], told["applied"]) == (2, True)
+    assert [one["index"] for one in told["rejected"]] == [1, 2, 3]
+    assert told["rejected"][2]["code"] == "future"
+    assert [key for _, key, _ in desk.topic.sent] == [b"u", b"u"]
+    sent = orjson.loads(desk.topic.sent[1][2] or b"")
+    assert sent["x"] == 1
+    assert {"event_id", "event_time", "schema_version"} <= set(sent)
+    assert (await desk.writes.post_events([good], False))["applied"] is None
+    slow = Desk(Applying(10**9))
+    assert (await slow.writes.post_events([good], True))["applied"] is False
+    desk.topic.down = True
+    with pytest.raises(BrokerUnavailable):
+        await desk.writes.post_events([good], False)
+    assert desk.metrics.counts == {"rejected": 3, "accepted": 3, "unavailable": 1}
+
+
+async def test_items_are_new_changed_withdrawn_or_unknown() -> None:
+    desk = Desk()
+    writes = desk.writes
+    assert await writes.put_item("n", {"title": "N", "year": None}) == (
+        True,
+        {"item_id": "n", "available": True, "title": "N"},
+    )
+    assert (await writes.put_item("old", {"title": "Newer"}))[0] is False
+    for wrong in ({"title": 5}, {"year": "1999"}, {"nested": {"a": 1}}):
+        with pytest.raises(Problem) as error:
+            await writes.put_item("n", wrong)
+        assert (error.value.status, error.value.errors[0].field) == (422, next(iter(wrong)))
+    many = await writes.post_items(
+        [{"item_id": "a", "title": "A"}, {"title": "no id"}, {"item_id": "b", "title": 1}, 3]
+    )
+    assert (many["accepted"], [one["index"] for one in many["rejected"]]) == (1, [1, 2, 3])
+    assert await writes.get_item("old") == {"item_id": "old", "available": True, "title": "Old"}
+    await writes.delete_item("old")
+    topic, key, value = desk.topic.sent[-1]
+    assert (topic, key, value) == (ITEMS, b"old", None)
+    assert read_columns(desk.topic.sent[0][1], desk.topic.sent[0][2] or b"", "item_id")[1] == {
+        "title": "N",
+        "year": None,
+    }
+    with pytest.raises(NotFound):
+        await writes.delete_item("none")
+
+
+async def test_a_withdrawal_that_is_not_applied_everywhere_says_who_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.writes.EVERYWHERE_WAIT_S", 0.05)
+    desk = Desk(Applying(10**9))
+    with pytest.raises(Problem) as late:
+        await desk.writes.delete_item("old")
+    assert (late.value.status, late.value.more) == (503, {"late": ["the state writer of this node"]})
+
+
+async def test_a_session_merges_once() -> None:
+    desk = Desk()
+    assert await desk.writes.merge("u", "s") == {"user_id": "u", "session_id": "s"}
+    assert {key for _, key, _ in desk.topic.sent} == {b"u", b"s"}
+    desk.state.merged_into = lambda _: "u"  # type: ignore[attr-defined]
+    await desk.writes.merge("u", "s")
+    assert len(desk.topic.sent) == 2
+    with pytest.raises(Conflict):
+        await desk.writes.merge("v", "s")
+    assert await desk.writes.history("nobody") == {"user_id": "nobody", "items": [], "version": 0}
+    with pytest.raises(NotFound):
+        await desk.writes.get_user("nobody")

@@ -12,6 +12,11 @@ State = Literal["running", "done", "stopped", "failed", "cut"]
 FINISHED = frozenset({"done", "stopped", "failed"})
 
 
+def trial_name(family: str, number: int) -> str:
+    """`ease-003`: how a trial is called everywhere."""
+    return f"{family}-{number:03d}"
+
+
 @dataclass(slots=True)
 class TrialRecord:
     """One trial. `value` is the sweep's metric; `passes` lists (pass, value) of an iterative family, from 1.

@@ -34,6 +34,7 @@ from tune.dataset import TrainingSet
 from tune.journal import TrialRecord
 from tune.space import SweepFile
 from tune.trial import cap_threads, refit
+from tune.worker import refit_task
 
 LISTS = 1000  # users (the most recent) and items (the most popular) with a precomputed list each
 LIST_LENGTH = 100
@@ -137,25 +138,13 @@ def _refitted(
     for family, _ in assembled.chain.mix:
         trial = best[family]
         cpus = sweep.families[family].cpus or sweep.cpus
-        task = ray.remote(num_cpus=cpus, max_retries=1)(_refit_task).options(name=f"refit {family}")
+        task = ray.remote(num_cpus=cpus, max_retries=1)(refit_task).options(name=f"refit {family}")
         fits[family] = task.remote(shared, family, trial.params, seed, _passes(trial), cpus)
     chain = assembled.chain
     if chain.ranker is not None:
         ranker = fit_ranker(assembled.examples, chain.spec, seed) or chain.ranker
         chain = Chain(chain.mix, chain.candidates, ranker, chain.spec)
     return {family: ray.get(fit) for family, fit in fits.items()}, chain
-
-
-def _refit_task(
-    shared: tuple[Interactions, Catalogue],
-    family: str,
-    params: Mapping[str, Any],
-    seed: int,
-    passes: int,
-    cpus: float,
-) -> CandidateModel:
-    cap_threads(cpus)
-    return refit(family, params, *shared, seed=seed, passes=passes)
 
 
 def _metrics(assembled: Assembled, best: Mapping[str, TrialRecord]) -> dict[str, float]:

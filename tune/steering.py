@@ -14,16 +14,11 @@ from ray.tune.search import Searcher
 from typing_extensions import override
 
 from app.models.families import FAMILIES
-from tune.journal import Journal, TrialRecord
+from tune.journal import Journal, TrialRecord, trial_name
 from tune.search import Proposer, proposer_of
 from tune.space import SweepFile
 
 ALL_PASSES = 1_000_000  # no family makes as many: ASHA never ends a trial that is good enough to go on
-
-
-def trial_name(family: str, number: int) -> str:
-    """`ease-003`: how a trial is called everywhere."""
-    return f"{family}-{number:03d}"
 
 
 class SweepSearcher(Searcher):

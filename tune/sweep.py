@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import os
 import secrets
 import shutil
@@ -19,12 +18,13 @@ from ray import tune
 from app.errors import MantaError, NotFound, SettingsError
 from app.settings import Settings
 from tune.dataset import TrainingSet, load_training_set
-from tune.journal import Journal, TrialRecord, best_by_family
+from tune.journal import Journal, TrialRecord, best_by_family, trial_name
 from tune.package import Packaged, package
 from tune.report import SweepReport, SweepState, Watch, write_report
 from tune.space import SweepFile, load_sweep, parse_sweep
-from tune.steering import FamilyScheduler, Recorder, SweepSearcher, trial_name
-from tune.trial import Rungs, SharedData, cap_threads, fit_and_judge
+from tune.steering import FamilyScheduler, Recorder, SweepSearcher
+from tune.trial import Rungs, SharedData
+from tune.worker import manta_trial
 
 RECORD = "sweep.json"
 
@@ -223,28 +223,6 @@ def _run_trials(
     )
     tuner.fit()
     shutil.rmtree(folder / "tune", ignore_errors=True)
-
-
-def manta_trial(
-    config: dict[str, Any], *, shared: SharedData, metric: str, seed: int, rungs: Rungs | None, models: str
-) -> None:
-    """One trial inside a Tune worker. What goes wrong in a fit is a result too: the worker lives on for the next."""
-    cap_threads(tune.get_context().get_trial_resources().head_cpus)
-    name = trial_name(config["family"], config["number"])
-    try:
-        fit_and_judge(
-            config["family"],
-            config["params"],
-            shared,
-            metric=metric,
-            seed=seed,
-            report=tune.report,
-            rungs=rungs,
-            save_to=Path(models) / name,
-        )
-    except Exception as error:
-        said = str(error) if isinstance(error, MantaError) else f"{type(error).__name__}: {error}"
-        tune.report({"error": said.splitlines()[0] if said else type(error).__name__, "pass": 0, "value": -math.inf})
 
 
 def _name(trial: Any) -> str:

@@ -5,13 +5,15 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -27,7 +29,7 @@ from deployments.environment import (
     serve_environment,
     token_path,
 )
-from deployments.processes import MARKER, Process, end, ignore_signals, marked, unwinding
+from deployments.processes import ENDING, MARKER, Process, end, ignore_signals, marked, unwinding
 from deployments.run import Run, locked, read, running, update, write
 
 __all__ = ["Attached", "Run", "attach", "join", "leave", "mark_up", "running", "stop", "wait_for_dashboard"]
@@ -152,11 +154,21 @@ def join_ray(address: str = "auto") -> None:
     if address != "auto" and ray_constants.ENABLE_RAY_CLUSTER:
         raise MantaError("Ray was imported before its environment was set: import it after attach()")
     if not ray.is_initialized():
+        handlers = {number: signal.getsignal(number) for number in ENDING}
         try:
             ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level="WARNING")
             logging.getLogger("ray.serve").setLevel(logging.WARNING)
         except (ConnectionError, RuntimeError) as error:
             raise MantaError(f"Ray at {address} cannot be joined: {str(error).splitlines()[0]}") from error
+        finally:
+            _keep(handlers)
+
+
+def _keep(handlers: dict[signal.Signals, Any]) -> None:
+    """Ray's core takes SIGTERM for its crash report and dies of it: the handlers from before get it back."""
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _leave_ray() -> None:

@@ -17,6 +17,8 @@ EVERYWHERE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Ray runs every worker at niceness 15, the replicas that answer requests among them; trials are made nice instead.
+    "RAY_worker_niceness": "0",
 }
 # Serve's variables that are the same in every system, on one machine and in cluster.yaml.
 SERVE = {

@@ -6,7 +6,6 @@ scripts/demo [--once] [--port P] [--home DIR] [--kafka HOST:PORT]
 import argparse
 import os
 import shutil
-import signal
 import socket
 import sys
 import time
@@ -35,8 +34,6 @@ def main() -> int:
     if given.kafka is not None:
         os.environ["MANTA_KAFKA__BOOTSTRAP_SERVERS"] = given.kafka
     console = Console(stderr=True)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
     story: Story | None = None
     try:
         settings, home = load_settings(_settings_file()), home_folder()
@@ -49,9 +46,9 @@ def main() -> int:
             story.tell()
             if not given.once:
                 _stay(console)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupted:
         console.print("demo: stopped")
-        return 0 if story is not None and story.told else 130
+        return 0 if story is not None and story.told else getattr(interrupted, "code", 130)
     except MantaError as error:
         step = f"step '{story.step}' failed: " if story is not None else ""
         console.print(f"demo: {step}{error}", highlight=False, soft_wrap=True)
@@ -70,10 +67,6 @@ def _arguments() -> argparse.Namespace:
 
 def _settings_file() -> Path:
     return Path(os.environ.get("MANTA_SETTINGS", ROOT / "manta.yaml"))
-
-
-def _interrupt(_number: int, _frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 @contextmanager

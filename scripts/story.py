@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from deployments.processes import marked
 from scripts.memory import PeakMemory
 from scripts.movielens import Ratings, keyed, load_ratings
 from scripts.replay import Client, replay
+from scripts.system import launch
 
 SWEEP = Path(__file__).resolve().parent.parent / "tune" / "sweeps" / "demo.yaml"
 FRESHNESS_USERS = 50
@@ -46,7 +48,7 @@ class Story:
 
     def tell(self) -> None:
         """All of it; raises MantaError in the step that `step` names."""
-        with PeakMemory(lambda: [process.pid for process in marked(self.run.session)]) as memory:
+        with PeakMemory(lambda: [os.getpid(), *(process.pid for process in marked(self.run.session))]) as memory:
             ratings = self._ratings()
             past, live = ratings.split()
             if not self._done.get("played"):
@@ -116,15 +118,12 @@ class Story:
         self._done.put(bundle=report.bundle, trials=len(report.trials), family=next(iter(report.best)))
 
     def _serve(self) -> None:
-        from deployments.build import deploy
-
         with self._step("start the endpoint"):
-            deploy(self.settings, self.home)
+            launch(self.settings, self.run)
         with self._step("promote the bundle"):
-            self._until("the gateways", lambda client: client.call("GET", "/healthz")[0] == 200)
             self._promote(str(self._done.get("bundle")))
         with self._step("wait until every surface is ready"):
-            self._until("/readyz", lambda client: client.call("GET", "/readyz")[0] == 200)
+            self._until_ready()
 
     def _promote(self, bundle: str) -> None:
         client = Client(self._host, self._port)
@@ -142,16 +141,17 @@ class Story:
             time.sleep(0.1)
         raise MantaError(f"promotion of {bundle} was not live within {READY_S:.0f} s")
 
-    def _until(self, what: str, there: Callable[[Client], bool]) -> None:
+    def _until_ready(self) -> None:
         end = time.monotonic() + READY_S
         while time.monotonic() < end:
             try:
-                if there(Client(self._host, self._port, timeout_s=5)):
-                    return
-            except OSError:
-                pass
-            time.sleep(0.2)
-        raise MantaError(f"{what} at {self.run.endpoint} did not become ready within {READY_S:.0f} s")
+                status, said = Client(self._host, self._port, timeout_s=5).call("GET", "/readyz")
+            except OSError as error:
+                status, said = 0, str(error)
+            if status == 200:
+                return
+            time.sleep(0.1)
+        raise MantaError(f"{self.run.endpoint}/readyz: found {said}, wanted ready within {READY_S:.0f} s")
 
     def _first_recommendation(self) -> float:
         with self._step("first recommendation"):

@@ -1,6 +1,7 @@
 """What runs in Ray's workers. Each imports it, so it stays light: neither plots, searchers nor bundles."""
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ def manta_trial(
     config: dict[str, Any], *, shared: SharedData, metric: str, seed: int, rungs: Rungs | None, models: str
 ) -> None:
     """One trial inside a Tune worker. What goes wrong in a fit is a result too: the worker lives on for the next."""
+    _give_way()
     cap_threads(tune.get_context().get_trial_resources().head_cpus)
     try:
         fit_and_judge(
@@ -44,5 +46,11 @@ def refit_task(
     cpus: float,
 ) -> CandidateModel:
     """One configuration fitted on all events, as a Ray task."""
+    _give_way()
     cap_threads(cpus)
     return refit(family, params, *shared, seed=seed, passes=passes)
+
+
+def _give_way() -> None:
+    """Learning takes what answering leaves: a trial's priority is below that of the replicas on its node."""
+    os.setpriority(os.PRIO_PROCESS, 0, 10)

@@ -6,13 +6,13 @@ out is left out on reading, so that an event that arrives late finds its removal
 """
 
 import struct
+from array import array
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
 from app.errors import StateUnavailable
 from app.events.schema import IMPRESSION, MERGE, REMOVE
@@ -24,7 +24,7 @@ NOT_IN_HISTORY = frozenset({IMPRESSION, MERGE})
 # format, flags, bytes of a type code, bytes of the type names, entries, bytes of the ids, version
 HEADER = struct.Struct("<BBBxIIIQ")
 VIEW = 1  # flag: folded from the user's own record and those of merged sessions
-_FIXED = 8 + 8 + 4 + 4 + 1  # time, offset, partition, value, length of the id
+_I64, _I32 = struct.Struct("<q"), struct.Struct("<i")
 _U64 = (1 << 64) - 1
 _VERSION_MASK = (1 << 53) - 1  # also exact as a JSON number
 _FLOAT_MAX = float(np.finfo(np.float32).max)
@@ -191,16 +191,11 @@ def _encode(entries: Sequence[Entry], *, view: bool = False) -> bytes:
     width = 1 if len(names) <= 256 else 4
     code_of = {name: code for code, name in enumerate(names)}
     codes = [code_of[entry.event_type] for entry in entries]
-    ids = [entry.item_id.encode() for entry in entries]
     columns = (
         orjson.dumps(names),
-        _column([entry.time for entry in entries], np.int64),
-        _column([entry.offset for entry in entries], np.int64),
-        _column([entry.partition for entry in entries], np.int32),
-        _values(entries),
-        bytes([len(item) for item in ids]),
-        bytes(codes) if width == 1 else _column(codes, np.uint32),
-        b"".join(ids),
+        *_columns(entries),
+        bytes(codes) if width == 1 else array("I", codes).tobytes(),
+        b"".join([entry.item_id.encode() for entry in entries]),
     )
     version = sum(map(_fingerprint, entries)) & _VERSION_MASK
     flags = VIEW if view else 0
@@ -208,15 +203,18 @@ def _encode(entries: Sequence[Entry], *, view: bool = False) -> bytes:
     return header + b"".join(columns)
 
 
-def _column(values: Sequence[int], dtype: type[np.generic]) -> bytes:
-    return np.array(values, dtype).tobytes()
-
-
-def _values(entries: Sequence[Entry]) -> bytes:
-    found: NDArray[np.float64] = np.array([entry.value for entry in entries], np.float64)
-    clipped: NDArray[np.float32] = np.clip(found, -_FLOAT_MAX, _FLOAT_MAX).astype(np.float32)
-    clipped[np.isnan(clipped)] = _NAN  # one bit pattern for "none"
-    return clipped.tobytes()
+def _columns(entries: Sequence[Entry]) -> tuple[bytes, bytes, bytes, bytes, bytes]:
+    """Times, offsets, partitions, values and lengths of the ids."""
+    times, partitions, offsets, items, _, values = zip(*entries, strict=True) if entries else ((),) * 6
+    return (
+        array("q", times).tobytes(),
+        array("q", offsets).tobytes(),
+        array("i", partitions).tobytes(),
+        array(
+            "f", [_NAN if value != value else min(max(value, -_FLOAT_MAX), _FLOAT_MAX) for value in values]
+        ).tobytes(),
+        bytes([len(item.encode()) for item in items]),
+    )
 
 
 def extend(record: bytes, entries: Sequence[Entry], max_history: int) -> bytes | None:
@@ -224,7 +222,7 @@ def extend(record: bytes, entries: Sequence[Entry], max_history: int) -> bytes |
     parts = _Parts(record)
     if parts.n == 0 or parts.width > 1 or len(entries) >= max_history:
         return None
-    ordered = sorted(entries, key=_place)
+    ordered = sorted(entries, key=_place) if len(entries) > 1 else entries
     if _last_place(parts) >= _place(ordered[0]):
         return None
     names = parts.types()
@@ -233,22 +231,26 @@ def extend(record: bytes, entries: Sequence[Entry], max_history: int) -> bytes |
     drop = max(0, parts.n + len(ordered) - max_history)
     if drop and not _drop(parts, drop):
         return None
-    more = _Parts(_encode(ordered))
-    parts.n += more.n
-    parts.times += more.times
-    parts.offsets += more.offsets
-    parts.partitions += more.partitions
-    parts.values += more.values
-    parts.lengths += more.lengths
+    times, offsets, partitions, values, lengths = _columns(ordered)
+    parts.n += len(ordered)
+    parts.times += times
+    parts.offsets += offsets
+    parts.partitions += partitions
+    parts.values += values
+    parts.lengths += lengths
     parts.codes += bytes([names.index(entry.event_type) for entry in ordered])
-    parts.ids += more.ids
-    parts.version = (parts.version + more.version) & _VERSION_MASK
+    parts.ids += b"".join([entry.item_id.encode() for entry in ordered])
+    parts.version = (parts.version + sum(map(_fingerprint, ordered))) & _VERSION_MASK
     return parts.joined(record[1])
 
 
 def _last_place(parts: _Parts) -> tuple[int, int, int]:
-    time, offset = (int.from_bytes(column[-8:], "little", signed=True) for column in (parts.times, parts.offsets))
-    return time, int.from_bytes(parts.partitions[-4:], "little", signed=True), offset
+    last = parts.n - 1
+    return (
+        _I64.unpack_from(parts.times, 8 * last)[0],
+        _I32.unpack_from(parts.partitions, 4 * last)[0],
+        _I64.unpack_from(parts.offsets, 8 * last)[0],
+    )
 
 
 def _drop(parts: _Parts, count: int) -> bool:

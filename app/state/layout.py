@@ -5,7 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from rocksdict import AccessType, DBCompressionType, Options, Rdict
+from rocksdict import AccessType, BlockBasedOptions, DBCompressionType, Options, Rdict
 
 FORMAT = 1
 # Every column family is there from the start: a secondary that does not know one refuses to open.
@@ -95,6 +95,9 @@ def open_secondary(path: Path, own_path: Path) -> Rdict:
 
 def _options() -> Options:
     options = Options(raw_mode=True)
+    blocks = BlockBasedOptions()
+    blocks.set_bloom_filter(10, False)  # most identities that are looked up are new
+    options.set_block_based_table_factory(blocks)
     options.create_if_missing(True)
     options.create_missing_column_families(True)
     options.set_compression_type(DBCompressionType.lz4())

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -70,7 +71,7 @@ class Words:
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         return csr_matrix((data, columns, offsets), shape=(len(values), len(self.words)))
 
-    @property
+    @cached_property
     def places(self) -> dict[str, int]:
         return {word: place for place, word in enumerate(self.words)}
 

@@ -112,7 +112,7 @@ FAMILIES: dict[str, Family] = {
             {
                 "n_factors": Choice((32, 64, 96)),
                 "l2": FloatRange(1.0, 100.0, log=True),
-                "alpha": FloatRange(3.0, 30.0, log=True),
+                "alpha": FloatRange(0.5, 20.0, log=True),
                 "place_tau": FloatRange(3.0, 30.0, log=True),
                 "place_floor": FloatRange(0.0, 0.2),
             },

@@ -24,8 +24,8 @@ class IalsParams(HistoryDecay):
 
     n_factors: int = Field(64, ge=2, le=1024, description="Dimensions of the item vectors.")
     l2: float = Field(10.0, gt=0, description="Regularisation of users and items.")
-    alpha: float = Field(10.0, gt=0, description="Confidence of an event of weight 1 is 1 + alpha.")
-    iterations: int = Field(15, ge=1, le=200, description="Passes of alternating least squares.")
+    alpha: float = Field(2.0, gt=0, description="Confidence of an event of weight 1 is 1 + alpha.")
+    iterations: int = Field(10, ge=1, le=200, description="Passes of alternating least squares.")
 
 
 class Ials:
@@ -33,7 +33,7 @@ class Ials:
 
     Minimises sum c_ui (p_ui - x_u y_i)^2 + l2 (|X|^2 + |Y|^2) with c = 1 + alpha × weight where there was an event,
     1 elsewhere. At answer time: x = (Y'Y + l2 I + sum alpha w y y')^-1 sum (1 + alpha) w y over the decayed history.
-    Searched: n_factors 32-96; l2 1-100, log; alpha 3-30, log; place_tau 3-30, log; place_floor 0-0.2.
+    Searched: n_factors 32-96; l2 1-100, log; alpha 0.5-20, log; place_tau 3-30, log; place_floor 0-0.2.
     Papers: Hu, Koren, Volinsky, "Collaborative filtering for implicit feedback datasets", ICDM 2008; Rendle et al.,
     "Revisiting the performance of iALS on item recommendation benchmarks", RecSys 2022.
     """

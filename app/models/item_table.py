@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from app.models.content import ContentModel, ContentParams
+from app.models.ials import Ials, IalsParams
 from app.models.interactions import Catalogue, Interactions
 
 
@@ -20,11 +21,10 @@ class ItemTable(nn.Module):  # type: ignore[misc]  # torch is untyped here
 
     content: Tensor
 
-    def __init__(self, n_items: int, n_factors: int, content: NDArray[np.float32], bias: NDArray[np.float32]) -> None:
+    def __init__(self, ids: NDArray[np.float32], content: NDArray[np.float32], bias: NDArray[np.float32]) -> None:
         super().__init__()
-        self.n_items = n_items
-        self.ids = nn.Embedding(n_items, n_factors)
-        nn.init.normal_(self.ids.weight, std=0.02)
+        self.n_items, n_factors = ids.shape
+        self.ids = nn.Embedding(self.n_items, n_factors, _weight=torch.from_numpy(ids))
         self.bias = nn.Parameter(torch.from_numpy(bias.copy()))
         self.register_buffer("content", torch.from_numpy(content), persistent=False)
         self.project = nn.Linear(content.shape[1], n_factors, bias=False)
@@ -42,6 +42,20 @@ class ItemTable(nn.Module):  # type: ignore[misc]  # torch is untyped here
             whole = self.vectors()
             return lambda items: functional.embedding(items, whole)
         return lambda items: self.ids(items) + self.project(self.content[items])
+
+
+def table_of(
+    data: Interactions, catalogue: Catalogue, n_factors: int, *, warm_start: bool, content: bool, seed: int
+) -> ItemTable:
+    """A table to learn: ids from a short iALS fit or at random, biases from popularity, content where there is any."""
+    rng = np.random.default_rng(seed)
+    ids = rng.normal(0.0, 0.02, (data.n_items, n_factors)).astype(np.float32)
+    if warm_start and len(data):
+        params = IalsParams(n_factors=n_factors, iterations=5)
+        factors = Ials(params).fit(data, catalogue, seed=seed).item_vectors()
+        size = float(np.linalg.norm(factors, axis=1)[np.unique(data.items)].mean())
+        ids += factors * np.float32(0.5 / max(size, 1e-9))
+    return ItemTable(ids, content_of(data, catalogue, content, seed), log_popularity(data))
 
 
 def content_of(data: Interactions, catalogue: Catalogue, used: bool, seed: int) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, model_validator
 from app.models.adam import AdamW, warm_then_cosine
 from app.models.candidate import Progress, StopFitting
 from app.models.interactions import Catalogue, Histories, Interactions
-from app.models.item_table import ItemTable, content_of, log_popularity, next_item_loss, training_device
+from app.models.item_table import ItemTable, next_item_loss, table_of, training_device
 from app.models.sasrec_network import Encoder
 from app.models.sequences import Sequences, oldest_first
 from app.models.storage import FamilyParams, checked, load_model_files, save_model
@@ -25,15 +25,16 @@ class SasRecParams(FamilyParams):
     """Parameters of `sasrec`."""
 
     n_factors: int = Field(64, ge=4, le=512, description="Dimensions of items and hidden states.")
-    blocks: int = Field(2, ge=1, le=8, description="Transformer blocks.")
+    blocks: int = Field(1, ge=1, le=8, description="Transformer blocks.")
     heads: int = Field(2, ge=1, le=8, description="Attention heads; divides n_factors.")
     history: int = Field(50, ge=2, le=1000, description="Newest events that the model looks at.")
     dropout: float = Field(0.3, ge=0, lt=1, description="Dropout of inputs, attention and layers in fitting.")
     n_negatives: int = Field(1024, ge=0, description="Sampled negatives shared by a batch; 0: all items.")
     lr: float = Field(0.002, gt=0, le=1, description="Adam's step size at its peak.")
     l2: float = Field(0.05, ge=0, description="Weight decay.")
-    batch: int = Field(32, ge=1, description="Windows of `history` events a step learns from.")
-    iterations: int = Field(20, ge=1, le=1000, description="Passes over the events.")
+    batch: int = Field(16, ge=1, description="Windows of `history` events a step learns from.")
+    iterations: int = Field(8, ge=1, le=1000, description="Passes over the events.")
+    warm_start: bool = Field(True, description="Whether item vectors start from a short iALS fit.")
     content: bool = Field(True, description="Whether item vectors see the items' columns.")
 
     @model_validator(mode="after")
@@ -49,7 +50,7 @@ class SasRec:
     Differs from the paper where later work found better: softmax with many negatives in place of one, pre-norm, a
     learned attention bias by distance in place of absolute positions, item vectors that see the items' columns.
     The bias is the last dimension of both sides.
-    Searched: n_factors 32-128; blocks 1-3; history 20-100; dropout 0.1-0.5; lr 0.0005-0.01, log; iterations 5-40.
+    Searched: n_factors 32-128; blocks 1-3; history 20-100; dropout 0.1-0.5; lr 0.0005-0.01, log; iterations 5-20.
     Papers: Kang and McAuley, "Self-attentive sequential recommendation", ICDM 2018; Klenitskiy and Vasilev, "Turning
     dross into gold loss: is BERT4Rec really better than SASRec?", RecSys 2023.
     """
@@ -73,13 +74,16 @@ class SasRec:
     def fit(self, data: Interactions, catalogue: Catalogue, *, seed: int = 0, progress: Progress | None = None) -> Self:
         with torch.random.fork_rng(), suppress(StopFitting):
             torch.manual_seed(seed)
-            self._fit(data, content_of(data, catalogue, self.params.content, seed), seed, progress)
+            params = self.params
+            items = table_of(
+                data, catalogue, params.n_factors, warm_start=params.warm_start, content=params.content, seed=seed
+            )
+            self._fit(data, items.to(training_device()), seed, progress)
         return self
 
-    def _fit(self, data: Interactions, content: NDArray[np.float32], seed: int, progress: Progress | None) -> None:
+    def _fit(self, data: Interactions, items: ItemTable, seed: int, progress: Progress | None) -> None:
         params, rng, device = self.params, np.random.default_rng(seed), training_device()
         sequences = Sequences.of(data)
-        items = ItemTable(data.n_items, params.n_factors, content, log_popularity(data)).to(device)
         self._encoder = Encoder(params.n_factors, params.blocks, params.heads, params.history, params.dropout).to(
             device
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from app.models.adam import AdamW, warm_then_cosine
 from app.models.candidate import Progress, StopFitting
 from app.models.interactions import Catalogue, Histories, Interactions
-from app.models.item_table import ItemTable, content_of, log_popularity, next_item_loss, training_device
+from app.models.item_table import ItemTable, next_item_loss, table_of, training_device
 from app.models.sequences import Sequences, newest_first, shuffled_batches
 from app.models.storage import FamilyParams, checked, load_model_files, save_model
 from app.models.torch_arrays import arrays_of, load_arrays
@@ -30,7 +30,8 @@ class TwoTowerParams(FamilyParams):
     lr: float = Field(0.003, gt=0, le=1, description="Adam's step size at its peak.")
     l2: float = Field(0.01, ge=0, description="Weight decay.")
     batch: int = Field(512, ge=8, description="Events a step learns from.")
-    iterations: int = Field(10, ge=1, le=1000, description="Passes over the events.")
+    iterations: int = Field(5, ge=1, le=1000, description="Passes over the events.")
+    warm_start: bool = Field(True, description="Whether item vectors start from a short iALS fit.")
     content: bool = Field(True, description="Whether item vectors see the items' columns.")
 
 
@@ -40,6 +41,7 @@ class UserTower(nn.Module):  # type: ignore[misc]  # torch is untyped here
     def __init__(self, params: TwoTowerParams) -> None:
         super().__init__()
         self.place = nn.Parameter(-torch.arange(params.history) / 8.0)
+        self.scale = nn.Parameter(torch.tensor(16.0))
         self.inner = nn.Linear(params.n_factors, params.n_hidden)
         self.outer = nn.Linear(params.n_hidden, params.n_factors)
         self.dropout = nn.Dropout(params.dropout)
@@ -49,7 +51,7 @@ class UserTower(nn.Module):  # type: ignore[misc]  # torch is untyped here
         weights = torch.softmax(self.place.masked_fill(~known, float("-inf")), dim=1)
         weights = self.dropout(weights)
         mean = torch.einsum("bl,bld->bd", weights, entries)
-        hidden: Tensor = mean + self.outer(self.dropout(torch.relu(self.inner(mean))))
+        hidden: Tensor = self.scale * (mean + self.outer(self.dropout(torch.relu(self.inner(mean)))))
         return hidden
 
 
@@ -58,7 +60,7 @@ class TwoTower:
 
     The user tower sees only the history's items, so unseen users are folded in by the same pass; the item tower adds a
     projection of the item's columns to a vector of its own. The bias is the last dimension of both sides.
-    Searched: n_factors 32-128; history 5-50; dropout 0-0.5; lr 0.001-0.01, log; l2 0.0001-0.1, log; iterations 3-20.
+    Searched: n_factors 32-128; history 5-50; dropout 0-0.5; lr 0.001-0.01, log; l2 0.0001-0.1, log; iterations 3-10.
     Papers: Covington et al., "Deep neural networks for YouTube recommendations", RecSys 2016; Yi et al.,
     "Sampling-bias-corrected neural modeling for large corpus item recommendations", RecSys 2019.
     """
@@ -69,22 +71,26 @@ class TwoTower:
     def __init__(self, params: BaseModel | None = None) -> None:
         self.params = checked(params, TwoTowerParams)
         self.n_items = 0
-        self._user = UserTower(self.params)
+        with torch.random.fork_rng():
+            self._user = UserTower(self.params)
         self._table = torch.zeros(1, self.params.n_factors)  # (n_items + 1, d), padding last
         self._vectors = np.zeros((0, self.params.n_factors + 1), np.float32)
 
     def fit(self, data: Interactions, catalogue: Catalogue, *, seed: int = 0, progress: Progress | None = None) -> Self:
         with torch.random.fork_rng(), suppress(StopFitting):
             torch.manual_seed(seed)
-            self._fit(data, content_of(data, catalogue, self.params.content, seed), seed, progress)
+            params = self.params
+            items = table_of(
+                data, catalogue, params.n_factors, warm_start=params.warm_start, content=params.content, seed=seed
+            )
+            self._fit(data, items.to(training_device()), seed, progress)
         return self
 
-    def _fit(self, data: Interactions, content: NDArray[np.float32], seed: int, progress: Progress | None) -> None:
+    def _fit(self, data: Interactions, items: ItemTable, seed: int, progress: Progress | None) -> None:
         params, rng, device = self.params, np.random.default_rng(seed), training_device()
         self.n_items = data.n_items
         sequences = Sequences.of(data)
         targets = sequences.targets
-        items = ItemTable(data.n_items, params.n_factors, content, log_popularity(data)).to(device)
         self._user = UserTower(params).to(device)
         learned = [*items.parameters(), *self._user.parameters()]
         steps = params.iterations * -(-len(targets) // params.batch)

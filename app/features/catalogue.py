@@ -11,6 +11,7 @@ from app.features.spec import FeatureSpec
 
 FUSION = 10.0  # ranks beyond this place count little in the fused rank
 FOLLOW_ENTRIES = 5  # newest history entries whose followers are looked up
+FOLLOW_CELLS = 1_000_000  # dense (question, item) cells at once, each 4 bytes
 FEATURES: dict[str, Feature] = {}
 
 Compute = Callable[[FeatureContext], NDArray[np.float32]]
@@ -34,21 +35,21 @@ def _per_source(name: str) -> Callable[[FeatureSpec], tuple[str, ...]]:
 @_feature(_per_source("source_score"))
 def source_score(c: FeatureContext) -> Column:
     """The source's score over the largest of its scores for this question, in [-1, 1]; 0 where it did not name it."""
-    out = np.zeros_like(c.ranks)
     starts, filled = c.starts
-    for place, column in enumerate(c.source_columns):
-        if column >= 0 and len(starts):
-            scores = c.candidates.scores[:, column]
-            largest = np.zeros(len(filled), np.float32)
-            largest[filled] = np.maximum.reduceat(np.abs(scores), starts)
-            out[place] = scores / np.maximum(largest, 1e-9)[c.owner]
-    return out
+    if len(starts) == 0:
+        return np.zeros_like(c.ranks)
+    scores = c.by_source(c.candidates.scores)
+    largest = np.ones((len(scores), len(filled)), np.float32)
+    largest[:, filled] = np.maximum(np.maximum.reduceat(np.abs(scores), starts, axis=1), 1e-9)
+    scores /= largest.take(c.owner, axis=1)
+    return scores
 
 
 @_feature(_per_source("source_rank"))
 def source_rank(c: FeatureContext) -> Column:
     """1 / log2(1 + place in the source's list), in (0, 1]; 0 where it did not name the candidate."""
-    return np.where(c.ranks > 0, 1.0 / np.log2(np.maximum(c.ranks, 1) + 1.0), 0.0).astype(np.float32)
+    discount: Column = np.log2(np.maximum(c.ranks, 1) + 1).astype(np.float32, copy=False)
+    return source_named(c) / discount
 
 
 @_feature(_per_source("source_named"))
@@ -60,8 +61,9 @@ def source_named(c: FeatureContext) -> Column:
 @_feature()
 def fused_rank(c: FeatureContext) -> Column:
     """Sum over sources of FUSION / (FUSION + place)."""
-    shares: Column = np.where(c.ranks > 0, FUSION / (FUSION + c.ranks), 0.0).astype(np.float32)
-    return shares.sum(axis=0, keepdims=True)
+    shares = FUSION / (FUSION + c.ranks) * source_named(c)
+    fused: Column = shares.sum(axis=0, keepdims=True)
+    return fused
 
 
 @_feature(lambda spec: ("content_recent", "content_last") if spec.width else ())
@@ -79,8 +81,8 @@ def number(c: FeatureContext) -> Column:
 @_feature(lambda spec: tuple(f"number_distance:{column.name}" for column in spec.numbers))
 def number_distance(c: FeatureContext) -> Column:
     """How far each number is from that of the recent taste, in catalogue standard deviations; 0 without history."""
-    distance: Column = np.abs(c.candidate_numbers - c.recent_numbers[c.owner]).T
-    distance *= (c.histories.lengths > 0)[c.owner]
+    distance: Column = np.abs(c.candidate_numbers - c.recent_numbers.take(c.owner, axis=0)).T
+    distance *= c.with_history
     return distance
 
 
@@ -91,21 +93,21 @@ def years_old(c: FeatureContext) -> Column:
     column = c.spec.numbers[place]
     standard = c.candidate_numbers[:, place]
     now = 1970.0 + c.histories.as_of / (DAY_MS * 365.2425)
-    decades = (now[c.owner] - (standard * column.scale + column.mean)) / 10.0
+    decades = (now.take(c.owner) - (standard * column.scale + column.mean)) / 10.0
     return np.where(standard == 0, 0.0, np.clip(decades, -1, 20))[None, :].astype(np.float32)
 
 
 @_feature(lambda spec: (*(f"count_{days:g}d" for days in spec.half_lives_days), "count_log", "mean_weight"))
 def item_counts(c: FeatureContext) -> Column:
     """log1p of the decayed counts over their mean, one per half-life; log1p(count); the mean event weight."""
-    return c.statistics.table[c.statistics_rows].T
+    return c.statistics.table.take(c.statistics_rows, axis=0).T
 
 
 @_feature()
 def item_age(c: FeatureContext) -> Column:
     """log1p of the days from the item's first event to the question; 0 for an item without events."""
-    first = c.statistics.first[c.statistics_rows]
-    days = np.maximum(c.histories.as_of[c.owner] - first, 0) / DAY_MS
+    first = c.statistics.first.take(c.statistics_rows)
+    days = np.maximum(c.histories.as_of.take(c.owner) - first, 0) / DAY_MS
     return np.where(first < c.statistics.as_of, np.log1p(days), 0.0)[None, :].astype(np.float32)
 
 
@@ -115,30 +117,37 @@ def popularity_distance(c: FeatureContext) -> Column:
     known = c.statistics.table[:, -2]
     rows = np.minimum(c.recent.items, c.statistics.n_items)
     mean = np.bincount(c.recent.owner, known[rows] * c.recent_weights, minlength=len(c.recent))
-    distance = known[c.statistics_rows] - mean[c.owner]
-    return (distance * (c.histories.lengths > 0)[c.owner])[None, :].astype(np.float32)
+    distance = (known.take(c.statistics_rows) - mean.astype(np.float32).take(c.owner)) * c.with_history
+    return distance[None, :]
 
 
 @_feature(lambda _: ("follows_last", "follows_recent"))
 def follows(c: FeatureContext) -> Column:
     """How strongly the candidate has followed the last item, and the last FOLLOW_ENTRIES items (by place)."""
-    s, rows, offsets = c.statistics, c.statistics_rows, c.candidates.offsets
-    out = np.zeros((2, len(rows)), np.float32)
-    scores = np.zeros(s.n_items + 1, np.float32)
-    for question, (start, end) in enumerate(zip(c.histories.offsets[:-1], c.histories.offsets[1:], strict=True)):
-        first, last = offsets[question], offsets[question + 1]
-        touched = []
-        for place, item in enumerate(c.histories.items[max(start, end - FOLLOW_ENTRIES) : end][::-1].tolist()):
-            if item < s.n_items:
-                row = slice(s.follow_indptr[item], s.follow_indptr[item + 1])
-                scores[s.follow_items[row]] += s.follow_scores[row] / (place + 1)
-                touched.append(s.follow_items[row])
-            if place == 0:
-                out[0, first:last] = scores[rows[first:last]]
-        out[1, first:last] = scores[rows[first:last]]
-        for items in touched:
-            scores[items] = 0.0
-    return out
+    width = c.statistics.n_items + 1
+    group = max(1, FOLLOW_CELLS // width)  # questions at once: bounds the dense scores
+    parts = [_follow_scores(c, start, start + group, width) for start in range(0, len(c.histories), group)]
+    return np.concatenate(parts, axis=1) if parts else np.zeros((2, 0), np.float32)
+
+
+def _follow_scores(c: FeatureContext, start: int, end: int, width: int) -> Column:
+    """float32 (2, candidates of questions start to end - 1): by the last item, and by the newest items."""
+    s = c.statistics
+    recent = c.histories.slice(start, min(end, len(c.histories))).last(FOLLOW_ENTRIES)
+    place = np.repeat(recent.offsets[1:], recent.lengths) - np.arange(len(recent.items)) - 1
+    known = recent.items < s.n_items
+    items, owner, place = recent.items[known], recent.owner[known], place[known]
+    lengths = s.follow_indptr[items + 1] - s.follow_indptr[items]
+    entries = np.arange(lengths.sum()) + np.repeat(s.follow_indptr[items] - (np.cumsum(lengths) - lengths), lengths)
+    cells = np.repeat(owner * width, lengths) + s.follow_items[entries]
+    weights = s.follow_scores[entries] * np.repeat((1.0 / (place + 1)).astype(np.float32), lengths)
+    newest = np.repeat(place == 0, lengths)
+    by_last, by_recent = np.zeros((2, len(recent) * width), np.float32)
+    by_last[cells[newest]] = weights[newest]
+    np.add.at(by_recent, cells, weights)
+    mine = slice(c.candidates.offsets[start], c.candidates.offsets[min(end, len(c.histories))])
+    wanted = (c.owner[mine] - start) * width + c.statistics_rows[mine]
+    return np.stack([by_last.take(wanted), by_recent.take(wanted)])
 
 
 @_feature()
@@ -178,4 +187,4 @@ def _keyed(c: FeatureContext, given: Any, names: tuple[str, ...]) -> Column:
             value = (row or {}).get(name)
             if isinstance(value, int | float) and abs(value) < 1e9:
                 values[place, question] = value
-    return values[:, c.owner]
+    return values.take(c.owner, axis=1)

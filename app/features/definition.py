@@ -84,10 +84,16 @@ class FeatureContext:
     @cached_property
     def ranks(self) -> NDArray[np.float32]:
         """float32 (S of the spec, R): place in each source's list from 1; 0 where it did not name the candidate."""
-        out = np.zeros((len(self.source_columns), len(self.candidates.rows)), np.float32)
+        return self.by_source(self.candidates.ranks)
+
+    def by_source(self, columns: NDArray[Any]) -> Column:
+        """Candidates' columns (R, S) as float32 (S of the spec, R), a new array; 0 for a source that was not asked."""
+        if self.sources == self.spec.sources:
+            return np.array(columns.T, np.float32, order="C")
+        out = np.zeros((len(self.source_columns), len(columns)), np.float32)
         for place, column in enumerate(self.source_columns):
             if column >= 0:
-                out[place] = self.candidates.ranks[:, column]
+                out[place] = columns[:, column]
         return out
 
     @cached_property
@@ -111,7 +117,7 @@ class FeatureContext:
     @cached_property
     def candidate_numbers(self) -> Column:
         """float32 (R, M): standardised number columns of the candidates."""
-        return self.items.numbers[self.candidates.rows]
+        return self.items.numbers.take(self.candidates.rows, axis=0)
 
     @cached_property
     def recent_numbers(self) -> Column:
@@ -128,7 +134,7 @@ class FeatureContext:
         some = self.recent.lengths > 0
         last[some] = vectors[self.recent.items[self.recent.offsets[1:][some] - 1]]
         profiles = np.stack([taste, last], axis=1)  # (B, 2, d)
-        found = vectors[rows]
+        found = vectors.take(rows, axis=0)
         out = np.empty((2, len(rows)), np.float32)
         for question in range(len(profiles)):
             start, end = offsets[question], offsets[question + 1]
@@ -140,10 +146,15 @@ class FeatureContext:
         out = np.zeros((len(self.recent), vectors.shape[1]), np.float32)
         some = self.recent.lengths > 0
         if some.any():
-            weighted = vectors[self.recent.items] * self.recent_weights[:, None]
+            weighted = vectors.take(self.recent.items, axis=0) * self.recent_weights[:, None]
             out[some] = np.add.reduceat(weighted, self.recent.offsets[:-1][some], axis=0)
         return out
 
+    @cached_property
+    def with_history(self) -> Column:
+        """float32 (R,): 1 where the question has a history, else 0."""
+        return (self.histories.lengths > 0).astype(np.float32).take(self.owner)
+
     def per_question(self, values: NDArray[np.floating[Any]]) -> Column:
         """Values (B,) spread over the candidates: float32 (1, R)."""
-        return values.astype(np.float32)[self.owner][None, :]
+        return values.astype(np.float32).take(self.owner)[None, :]

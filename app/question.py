@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ from app.models.interactions import Histories, Rows, Times, Weights
 from app.request import Request
 from app.retrieval.query import Query
 from app.rules.rules import banned_rows
-from app.state.reader import EMPTY_HISTORY, Kind, UserHistory
+from app.state.reader import Kind, UserHistory
 
 GIVEN_GAP_MS = 1000  # distance in time of the entries of a history that the request itself names
 FEW_WITHDRAWN = 64  # up to so many withdrawn rows are banned one by one; more become part of a mask
 NO_ROWS = np.empty(0, np.int32)
+NO_ENTRIES = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ class Entries:
     @classmethod
     def given(cls, rows: Rows, as_of: int) -> "Entries":
         """Entries that the request names: weight 1, just before `as_of`."""
+        if not len(rows):
+            return NOBODY
         ahead = np.arange(len(rows), 0, -1, dtype=np.int64) * GIVEN_GAP_MS
         return cls(rows, np.ones(len(rows), np.float32), as_of - ahead)
 
@@ -150,14 +154,22 @@ def _anchors(chain: Chain, request: Request) -> Rows:
 
 def stored_entries(chain: Chain, stored: UserHistory) -> tuple[Rows, Entries]:
     """(rows of all known entries, the newest entries that the surface weighs) of a stored history."""
-    if stored is EMPTY_HISTORY or not stored.item_ids:
+    if not stored.item_ids:
         return NO_ROWS, NOBODY
-    row_of, weight_of = chain.target.live.row_of, chain.surface.event_weights
-    found = [row_of.get(item, -1) for item in stored.item_ids]
-    rows = np.array(found, np.int32)
-    weights = np.array([weight_of.get(kind, 0.0) for kind in stored.event_types], np.float32)
-    used = np.flatnonzero((rows >= 0) & (weights > 0))[-chain.surface.history_limit :]
-    return rows[rows >= 0], Entries(rows[used], weights[used], stored.times[used])
+    count = len(stored.item_ids)
+    rows = np.fromiter(map(chain.target.live.row_of.get, stored.item_ids, repeat(-1)), np.int32, count)
+    known = rows >= 0
+    weight_of = chain.surface.event_weights
+    kinds = set(stored.event_types)
+    if len(kinds) == 1:
+        weight = weight_of.get(kinds.pop(), 0.0)
+        used = known.nonzero()[0][-chain.surface.history_limit :] if weight > 0 else NO_ENTRIES
+        weights = np.full(len(used), weight, np.float32)
+    else:
+        every = np.fromiter(map(weight_of.get, stored.event_types, repeat(0.0)), np.float32, count)
+        used = (known & (every > 0)).nonzero()[0][-chain.surface.history_limit :]
+        weights = every[used]
+    return rows[known], Entries(rows[used], weights, stored.times[used])
 
 
 def histories_of(chain: Chain, questions: Sequence[Question], ranked: bool = False) -> Histories:

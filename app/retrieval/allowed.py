@@ -1,5 +1,6 @@
 """Which rows each question of a batch may get, and the best of a score matrix under that."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,10 @@ from numpy.typing import NDArray
 from app.models.interactions import Rows
 from app.retrieval.query import Query
 
-NOTHING = np.empty(0, np.int32)
+LINE = 16  # values in a cache line
+LEAST_SAMPLE = 512  # values of a row that a guess looks at
+INFINITE = np.float32(np.inf)
+SORTED_ROWS = 64  # rows that one sort takes: their number has the key's top bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,37 +44,91 @@ class Allowed:
         chosen = self.mask_of[question]
         return None if chosen < 0 else self.masks[chosen]
 
-    def block(self, scores: NDArray[np.float32], value: float) -> None:
-        """Writes `value` into float32 (B, n) `scores` wherever a row is not allowed, in place."""
-        n = scores.shape[1]
-        if len(self.banned):
-            flat = np.repeat(np.arange(len(self), dtype=np.int64) * n, np.diff(self.offsets)) + self.banned
-            known = self.banned < n
-            scores.reshape(-1)[flat if known.all() else flat[known]] = value
-        for question in np.flatnonzero(self.mask_of >= 0):
-            scores[question][~self.masks[self.mask_of[question]]] = value
+    def block(self, scores: NDArray[np.float32]) -> None:
+        """Writes -inf into float32 (..., B, n) `scores` wherever a row is not allowed, in place."""
+        n = scores.shape[-1]
+        last = int(self.banned.max(initial=-1))
+        ends = self.offsets.tolist()
+        for question, chosen in enumerate(self.mask_of.tolist()):
+            start, end = ends[question], ends[question + 1]
+            if end > start:
+                banned = self.banned[start:end]
+                scores[..., question, banned if last < n else banned[banned < n]] = -np.inf
+            if chosen >= 0:
+                scores[..., question, ~self.masks[chosen]] = -np.inf
+
+    def slice(self, start: int, end: int) -> "Allowed":
+        """Of the questions start to end - 1."""
+        first, last = self.offsets[start], self.offsets[end]
+        return Allowed(
+            self.banned[first:last], self.offsets[start : end + 1] - first, self.masks, self.mask_of[start:end]
+        )
 
 
 def best(values: NDArray[np.float32], k: int, above: float) -> Rows:
-    """The at most k indices with the highest values greater than `above`, best first, the lower index among equals.
+    """The at most k indices with the highest values greater than `above`, best first, the lower index among equals."""
+    return best_of_rows(values[None], [k], [above])[0][0]
 
-    Exact; a threshold from a sample spares most of the selection.
+
+def best_of_rows(
+    scores: NDArray[np.float32], sizes: Sequence[int], above: Sequence[float]
+) -> list[tuple[Rows, NDArray[np.float32]]]:
+    """`best` of every row of float32 (R, n), n below 2^24, each with its own k: [(indices int32, their values)]. Exact.
+
+    Thresholds guessed from a sample leave little more than k values a row, which one sort of integers puts in order.
     """
-    n = len(values)
-    index: NDArray[np.intp] | None = None
-    if n > 16 * k and n > 2048:
-        sample = values[:: n // (8 * k) if n > 32 * k else 4]
-        place = min(len(sample), max(8, int(1.5 * k * len(sample) / n)))
-        guess = max(np.partition(sample, len(sample) - place)[len(sample) - place], above)
-        chosen = np.flatnonzero(values >= guess if guess > above else values > above)
-        if len(chosen) >= k or guess == above:
-            index = chosen
-    if index is None:
-        index = np.flatnonzero(values > above)
-    found = values[index]
-    if len(index) > k:
-        cut = np.partition(found, len(found) - k)[len(found) - k]
-        keep = found >= cut
-        index, found = index[keep], found[keep]
-    order = np.argsort(-found, kind="stable")[:k]
-    return index[order].astype(np.int32)
+    count, n = scores.shape
+    if n == 0:
+        return [(np.empty(0, np.int32), np.empty(0, np.float32))] * count
+    if count > SORTED_ROWS:
+        cut = SORTED_ROWS
+        return [
+            *best_of_rows(scores[:cut], sizes[:cut], above[:cut]),
+            *best_of_rows(scores[cut:], sizes[cut:], above[cut:]),
+        ]
+    least = np.nextafter(np.array(above, np.float32), INFINITE)  # `> above` as `>=`
+    guesses = _guesses(scores, max(sizes), least)
+    ends, flat = _reaching(scores, guesses)
+    short = (guesses > least) & (np.array([ends[0], *np.diff(ends)]) < sizes)
+    if short.any():
+        guesses[short] = least[short]
+        ends, flat = _reaching(scores, guesses)
+    keys = _falling(scores.reshape(-1)[flat])
+    keys |= flat // n << 56
+    keys |= flat % n
+    keys.sort()
+    rows = (keys & 0xFFFFFF).astype(np.int32)
+    out = []
+    start = 0
+    for place, (end, k) in enumerate(zip(ends.tolist(), sizes, strict=True)):
+        found = rows[start : min(end, start + k)]
+        out.append((found, scores[place][found]))
+        start = end
+    return out
+
+
+def _reaching(scores: NDArray[np.float32], least: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Flat places of the values that reach their row's `least`, and where each row's end."""
+    count, n = scores.shape
+    flat = (scores >= least[:, None]).reshape(-1).nonzero()[0]
+    return flat.searchsorted(np.arange(n, count * n + 1, n)), flat
+
+
+def _guesses(scores: NDArray[np.float32], k: int, least: NDArray[np.float32]) -> NDArray[np.float32]:
+    """float32 (R,): per row a value that about 1.5 k of its values reach, or `least`."""
+    count, n = scores.shape
+    step = min(n // (8 * k), n // LEAST_SAMPLE)
+    if step < 2:
+        return least.copy()
+    runs = n // (LINE * step)  # whole cache lines, evenly spread
+    sample = scores[:, : runs * LINE * step].reshape(count, runs, LINE * step)[:, :, :LINE].reshape(count, -1)
+    place = max(sample.shape[1] - int(1.5 * k / step) - 8, 0)
+    sample.partition(place, axis=1)
+    return np.maximum(sample[:, place], least)
+
+
+def _falling(values: NDArray[np.float32]) -> NDArray[np.int64]:
+    """int64: order-reversing integers of the values in bits 24 to 55."""
+    bits = (values + np.float32(0)).view(np.int32)  # -0 becomes 0
+    rising = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (0x7FFFFFFF - rising.astype(np.int64)) << 24

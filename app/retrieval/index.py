@@ -9,13 +9,15 @@ from numpy.typing import NDArray
 
 from app.errors import BundleError
 from app.models.interactions import Rows
-from app.retrieval.allowed import Allowed, best
+from app.retrieval.allowed import Allowed, best, best_of_rows
 
 # Up to here one exact pass over all vectors beats every index (measured: 9,066 × 64, 19 µs a query in batches of 16).
 EXACT_ROWS = 50_000
 # At most this share of the rows passes the filter: exact scores over just those.
 FEW = 0.02
-# BLAS may sum in another order for another number of rows, so every call has the same: alone or in a batch is equal.
+# BLAS sums in another order for a single query, and for small matrices with the number of queries: there every call
+# has the same shape, so that a query scores the same alone or in a batch.
+SMALL = 500_000
 BLOCK = 4
 SEARCHED = 0.03  # share of an IVF index's lists that a query looks into
 
@@ -37,39 +39,33 @@ class VectorIndex:
     def scores(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
         """float32 (B, d) -> float32 (B, n), exact; the same numbers alone or in a batch."""
         count, width = queries.shape
-        padded = np.zeros((-(-count // BLOCK) * BLOCK, width), np.float32)
-        padded[:count] = queries
-        out = np.empty((len(padded), len(self)), np.float32)
-        for start in range(0, len(padded), BLOCK):
-            np.matmul(padded[start : start + BLOCK], self._columns, out=out[start : start + BLOCK])
-        return out[:count]
+        block = BLOCK if self._columns.size <= SMALL else max(count, 2)
+        if count % block == 0:
+            padded = queries
+        else:
+            padded = np.zeros((-(-count // block) * block, width), np.float32)
+            padded[:count] = queries
+        parts = [padded[start : start + block] @ self._columns for start in range(0, len(padded), block)]
+        return (parts[0] if len(parts) == 1 else np.concatenate(parts))[:count]
 
     def search(self, queries: NDArray[np.float32], k: int, allowed: Allowed) -> list[tuple[Rows, NDArray[np.float32]]]:
         """Per query at most k allowed (rows, scores), best first. A zero query finds nothing."""
-        live = np.flatnonzero(np.any(queries != 0, axis=1))
-        found: list[tuple[Rows, NDArray[np.float32]]] = [(np.empty(0, np.int32), np.empty(0, np.float32))] * len(
-            queries
-        )
-        if self.index is None:
-            self._search_exact(queries, k, allowed, live, found)
-        else:
-            for question in live:
-                found[question] = self._search_one(queries[question], k, allowed, int(question))
-        return found
+        asked: NDArray[np.bool_] = (queries != 0).any(axis=1)
+        if self.exact:
+            scores = self.scores(queries)
+            allowed.block(scores)
+            scores[~asked] = -np.inf
+            return best_of_rows(scores, [k] * len(queries), [-np.inf] * len(queries))
+        nothing = np.empty(0, np.int32), np.empty(0, np.float32)
+        return [
+            self._search_one(query, k, allowed, question) if asked[question] else nothing
+            for question, query in enumerate(queries)
+        ]
 
-    def _search_exact(
-        self,
-        queries: NDArray[np.float32],
-        k: int,
-        allowed: Allowed,
-        live: NDArray[np.intp],
-        found: list[tuple[Rows, NDArray[np.float32]]],
-    ) -> None:
-        scores = self.scores(queries)
-        allowed.block(scores, -np.inf)
-        for question in live:
-            rows = best(scores[question], k, -np.inf)
-            found[question] = rows, scores[question][rows]
+    @property
+    def exact(self) -> bool:
+        """Whether a search scores every row."""
+        return self.index is None
 
     def _search_one(
         self, query: NDArray[np.float32], k: int, allowed: Allowed, question: int

@@ -23,20 +23,33 @@ def merge(found: Sequence[Sequence[Found]], sizes: Sequence[int], limit: int) ->
     """
     n_questions = len(found[0]) if found else 0
     lists = [one for source in found for one in source]
+    if not lists:
+        return Candidates(
+            np.empty(0, np.int32), np.zeros(1, np.int64), np.empty((0, 0), np.float32), np.empty((0, 0), np.int32)
+        )
     lengths = np.array([len(rows) for rows, _ in lists], np.int64)
-    rows = np.concatenate([rows for rows, _ in lists]) if lists else np.empty(0, np.int32)
-    scores = np.concatenate([values for _, values in lists]) if lists else np.empty(0, np.float32)
+    starts = np.cumsum(lengths) - lengths
+    total = int(lengths.sum())
     owner = np.repeat(np.tile(np.arange(n_questions), len(found)), lengths)
-    source = np.repeat(np.repeat(np.arange(len(found)), n_questions), lengths)
-    ranks = (np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + 1).astype(np.int32)
-
-    keys, place = np.unique(owner << 32 | rows, return_inverse=True)
-    score_table = np.zeros((len(keys), len(found)), np.float32)
-    rank_table = np.zeros((len(keys), len(found)), np.int32)
-    score_table[place, source] = scores
-    rank_table[place, source] = ranks
-    order, offsets = _order(keys >> 32, fused(rank_table, shares(sizes)), n_questions, limit)
-    return Candidates((keys[order] & 0xFFFFFFFF).astype(np.int32), offsets, score_table[order], rank_table[order])
+    # One sort of integers (question, row, place in the lists) brings the votes for each candidate together.
+    bits = max(total - 1, 1).bit_length()
+    keys = np.sort(
+        owner << (24 + bits) | np.concatenate([rows for rows, _ in lists]).astype(np.int64) << bits | np.arange(total)
+    )
+    place = keys & ((1 << bits) - 1)
+    pairs = keys >> bits
+    first = np.ones(total, np.bool_)
+    np.not_equal(pairs[1:], pairs[:-1], out=first[1:])
+    candidate = np.cumsum(first) - 1
+    pairs = pairs[first]
+    list_of = np.repeat(np.arange(len(lists)), lengths)[place]
+    source = list_of // n_questions
+    scores = np.zeros((len(pairs), len(found)), np.float32)
+    ranks = np.zeros((len(pairs), len(found)), np.int32)
+    scores[candidate, source] = np.concatenate([values for _, values in lists])[place]
+    ranks[candidate, source] = place - starts[list_of] + 1
+    order, offsets = _order(pairs >> 24, fused(ranks, shares(sizes)), n_questions, limit)
+    return Candidates((pairs[order] & 0xFFFFFF).astype(np.int32), offsets, scores[order], ranks[order])
 
 
 def fused(ranks: NDArray[np.int32], weights: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -50,4 +50,4 @@ class Candidates:
     @property
     def owner(self) -> NDArray[np.int64]:
         """int64 (R,): the question each candidate belongs to."""
-        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+        return np.repeat(np.arange(len(self.offsets) - 1), self.offsets[1:] - self.offsets[:-1])

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from app.features.items import ItemFeatures
 from app.features.spec import FeatureSpec
@@ -67,6 +68,7 @@ class TinyBundle:
 
 def bundle(bundle_id: str = "b1", mix: tuple[tuple[str, int], ...] | None = None, ranked: bool = True) -> TinyBundle:
     items, data = catalogue(), interactions()
+    torch.manual_seed(0)
     mix = mix or (("item_knn", 20), ("ials", 20), ("popularity", 10), ("content", 10))
     models = {name: make(name).fit(data, items) for name in ("item_knn", "ials", "popularity", "content")}
     spec = make_spec(items, [name for name, _ in mix])

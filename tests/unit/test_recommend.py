@@ -153,12 +153,15 @@ def test_more_withdrawn_items_than_are_banned_one_by_one(world, monkeypatch):
 
 def test_a_new_item_is_recommended_by_its_content(world):
     world.put("fresh", {"title": "Film Horror", "genres": ["Horror"], "year": 1970, "colour": "red"})
-    assert "fresh" in world.ids(user_id="horror", k=30)
     assert world.ids(user_id="drama", filters={"colour": {"eq": "red"}}) == ["fresh"]
     assert "fresh" in world.ids(k=500)
     assert world.ids(candidates=["fresh"]) == ["fresh"]
     plain = World(world.bundle, SurfaceSettings(timeout_ms=10_000, ranked=False))
     plain.put("fresh", {"title": "Film Horror", "genres": ["Horror"], "year": 1970})
+    alike = SurfaceSettings(timeout_ms=10_000, sources=(SourceSettings(family="content", k=20),), ranked=False)
+    similar_only = World(world.bundle, alike)
+    similar_only.put("fresh", {"title": "Film Horror", "genres": ["Horror"], "year": 1964})
+    assert "fresh" in similar_only.ids(history=["i2", "i6"], k=5)
     assert genre_share(plain.ids(items=["fresh"], k=8), "Horror") > 0.6
     plain.click("someone", "fresh")
     assert genre_share(plain.ids(user_id="someone", k=8), "Horror") > 0.6

@@ -16,7 +16,8 @@ from app.events.topics import bounds
 from app.settings import KafkaSettings
 
 TOPICS = (EVENTS, ITEMS, USERS)
-_REFRESH_S = 5.0  # how soon a new partition or topic is noticed
+_REFRESH_S = 5.0  # how soon a new partition is noticed
+_MISSING_S = 0.5  # how soon a topic that was not there
 
 Place = tuple[str, int]  # topic, partition
 
@@ -84,7 +85,8 @@ class StateFeed:
 
     def poll(self, timeout_s: float, limit: int) -> Read:
         """Up to `limit` messages; waits `timeout_s` for the first. Nothing while the broker is away."""
-        if not self._suspect and monotonic() - self._looked > _REFRESH_S:
+        refresh_s = _REFRESH_S if len({topic for topic, _ in self._assigned}) == len(TOPICS) else _MISSING_S
+        if not self._suspect and monotonic() - self._looked > refresh_s:
             self._look_for_partitions()
         if self._suspect:
             self._compare(timeout_s)

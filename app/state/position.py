@@ -1,7 +1,8 @@
 """The writer's position in shared memory: what is applied, readable without a system call.
 
 One file per node, mapped by the writer and by every replica. The writer publishes only what RocksDB already holds.
-Single numbers are read as they stand; a consistent set is read under a sequence lock (odd while it is written).
+Every number is an aligned 64-bit word, read and written at once, and stands for itself; `moves` is written before all
+others, so that whoever sees any of them moved also sees that there is something to catch up with.
 """
 
 import mmap
@@ -21,7 +22,7 @@ _HEAD = 16  # 64-bit words before the offsets
 _WORDS = _HEAD + len(TOPICS) * MAX_PARTITIONS
 SIZE = _WORDS * 8
 # Words of the head.
-_LOCK, _MOVES, _GENERATION, _ITEMS, _WATERMARK, _HEARTBEAT, _PID, _LAG = range(1, 9)
+_MOVES, _GENERATION, _ITEMS, _WATERMARK, _HEARTBEAT, _PID, _LAG = range(1, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +92,8 @@ class Position:
     def publish(self, published: Published) -> None:
         """Shows what the database holds by now. `published.moves` is what readers compare."""
         words = self._words
-        if not words[_LOCK] & 1:  # odd: a writer died in the middle, and this one makes it whole
-            words[_LOCK] += 1
-        # First what makes readers catch up: whoever sees an offset below must also see that it is behind.
-        words[_GENERATION], words[_MOVES] = published.generation, published.moves
+        words[_GENERATION] = published.generation
+        words[_MOVES] = published.moves
         words[_ITEMS], words[_WATERMARK] = published.item_sequence, published.watermark
         for topic, partitions in published.offsets.items():
             base = _HEAD + TOPICS.index(topic) * MAX_PARTITIONS
@@ -102,7 +101,6 @@ class Position:
                 if partition < MAX_PARTITIONS:
                     words[base + partition] = offset
         words[_PID] = os.getpid()
-        words[_LOCK] += 1
         self.beat()
 
     def beat(self, lag: int | None = None) -> None:
@@ -150,30 +148,14 @@ class Position:
         """Next offset of a partition that is not applied; 0: nothing is."""
         return self._words[_HEAD + TOPICS.index(topic) * MAX_PARTITIONS + partition]
 
-    def read(self) -> Published:
-        """A consistent copy of everything.
-
-        Raises:
-            StateUnavailable: no consistent view within a second (a writer that died while publishing).
-        """
-        deadline = time.monotonic() + 1.0
-        while True:
-            before = self._words[_LOCK]
-            if not before & 1:
-                copy = self._words.tolist()
-                if self._words[_LOCK] == before == copy[_LOCK]:
-                    return _published(copy)
-            if time.monotonic() > deadline:
-                raise StateUnavailable(f"the state writer's position {self.path} stays half written")
-            time.sleep(0.0001)
-
-
-def _published(words: list[int]) -> Published:
-    offsets: dict[str, dict[int, int]] = {}
-    for place, topic in enumerate(TOPICS):
-        base = _HEAD + place * MAX_PARTITIONS
-        offsets[topic] = {p: words[base + p] for p in range(MAX_PARTITIONS) if words[base + p]}
-    return Published(offsets, words[_ITEMS], words[_WATERMARK], words[_GENERATION], words[_MOVES])
+    def offsets(self) -> dict[str, dict[int, int]]:
+        """topic → partition → next offset that is not applied, where anything is."""
+        words = self._words.tolist()
+        bases = {topic: _HEAD + place * MAX_PARTITIONS for place, topic in enumerate(TOPICS)}
+        return {
+            topic: {p: words[base + p] for p in range(MAX_PARTITIONS) if words[base + p]}
+            for topic, base in bases.items()
+        }
 
 
 def merged(offsets: Mapping[str, Mapping[int, int]], more: Mapping[tuple[str, int], int]) -> dict[str, dict[int, int]]:

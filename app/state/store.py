@@ -22,6 +22,7 @@ from app.state.position import Published, merged
 ITEM = struct.Struct("<QB")  # sequence, available; the columns' JSON follows
 _I64 = struct.Struct("<q")
 _DAY_MS = 86_400_000
+_LEAST_LOOKED_AT = 200
 
 
 @dataclass(slots=True)
@@ -69,6 +70,7 @@ class StateStore:
         self._watermark: int = saved.get("watermark", 0)
         self._moves: int = saved.get("moves", 0)
         self.topic_ids: dict[str, str] = saved.get("topic_ids", {})
+        self._next_identity, self._new_identities = b"", 0
         self.totals = Totals(**saved.get("totals", {}))
 
     def offsets(self) -> dict[str, dict[int, int]]:
@@ -103,6 +105,29 @@ class StateStore:
         self._offsets, self._sequence, self._watermark, self._moves = offsets, sequence, watermark, moves
         return self.published()
 
+    def forget_identities(self, now_ms: int) -> int:
+        """Looks at the next few identities and forgets those that nothing that arrives from now on can equal.
+
+        Call it now and then while the log is nearly read. Twice the horizon is kept, for clocks that differ. Each
+        call looks at twice as many as have come since the last, so that the expired are never most of them.
+
+        Returns:
+            How many were forgotten.
+        """
+        family, limit = self._families[layout.SEEN], max(_LEAST_LOOKED_AT, 2 * self._new_identities)
+        oldest, write, self._new_identities = now_ms - 2 * self._horizon_ms, WriteBatch(raw_mode=True), 0
+        for looked, (key, arrivals) in enumerate(family.items(from_key=self._next_identity), 1):
+            self._next_identity = key
+            if max(arrival for (arrival,) in _I64.iter_unpack(arrivals)) < oldest:
+                write.delete(key, self._handles[layout.SEEN])
+            if looked == limit:
+                break
+        else:
+            self._next_identity = b""  # from the start again
+        if forgotten := len(write):
+            self._db.write(write)
+        return forgotten
+
     def flush(self) -> None:
         """Writes what is in memory to files (the log before them makes this unnecessary for safety)."""
         self._db.flush()
@@ -134,6 +159,7 @@ class StateStore:
                     continue
                 seen[identity] = arrivals + _I64.pack(event.record_time)
                 write.put(identity, seen[identity], handle)
+                self._new_identities += 1
             accepted.append(event)
         return accepted
 

@@ -20,6 +20,7 @@ _POLL_S = 0.1
 _LOOK_S = 0.5  # lag, and whether another database was chosen
 _LOCK_S = 0.05
 _REACH_S = 10.0
+_NEARLY_READ = 100_000  # messages: what is still to come has arrived within days
 _OLD_S = 60.0  # by then every replica that answers has followed to the database in use
 
 log = logging.getLogger("manta.state")
@@ -90,7 +91,7 @@ class StateWriterLoop:
             position.publish(store.outrun(position.moves))
             while not self._stop.is_set():
                 self._step(position, store, feed)
-                if self._due() and self._look(position, feed) != generation:
+                if self._due() and self._look(position, store, feed) != generation:
                     return
         finally:
             self._store = self._feed = None
@@ -99,7 +100,7 @@ class StateWriterLoop:
 
     def _reach(self, position: Position, store: StateStore, feed: StateFeed) -> None:
         """Brings another database to where the one before it was, unseen: nobody's last click is gone for a moment."""
-        shown = position.read().offsets if position.moves and position.generation != store.generation else {}
+        shown = position.offsets() if position.generation != store.generation else {}
         deadline = time.monotonic() + _REACH_S
         while not self._stop.is_set() and time.monotonic() < deadline:
             done = store.offsets()
@@ -120,13 +121,15 @@ class StateWriterLoop:
     def _due(self) -> bool:
         return time.monotonic() - self._looked > _LOOK_S
 
-    def _look(self, position: Position, feed: StateFeed) -> int:
-        """Shows the lag; the generation that should be written."""
+    def _look(self, position: Position, store: StateStore, feed: StateFeed) -> int:
+        """Shows the lag and tidies up; the generation that should be written."""
         self._looked = time.monotonic()
         if self._looked - self._opened > _OLD_S:
             remove_older(self._paths.databases)
         self._lag = feed.lag()
         position.beat(sum(self._lag.values()) if feed.connected else -1)
+        if feed.connected and sum(self._lag.values()) < _NEARLY_READ:
+            store.forget_identities(int(time.time() * 1000))
         return current_generation(self._paths.databases)
 
     def _open(self, generation: int) -> StateStore | None:

@@ -89,7 +89,7 @@ class Chain:
 
     Attributes:
         target: the bundle and its live items.
-        refresh: brings state and live items up to the writer's position; called when `state.behind()` at the end.
+        refresh: brings state and live items up to the writer's position; called when items have changed meanwhile.
         answers: None: no answer cache.
         clock: seconds, monotonic, the same as `Request.arrived`.
     """

@@ -5,6 +5,7 @@
 A stage that is slow or down takes its questions down the ladder: ranked, retrieval order, cache, popular.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal, TypeVar
@@ -170,7 +171,7 @@ async def _rank(batch: Batch, questions: list[Question], candidates: Candidates)
     chain = batch.chain
     bundle = chain.target.bundle
     if bundle.ranker is None or not chain.surface.ranked:
-        await _last_look(chain)
+        await _last_look(chain, questions)
         batch.from_candidates(questions, candidates, None)
         return
     since = chain.clock()
@@ -185,12 +186,14 @@ async def _rank(batch: Batch, questions: list[Question], candidates: Candidates)
 
     scores, reason, late = await _within(batch, "rank", questions, score, unranked)
     batch.lap("rank", since)
-    await _last_look(chain)
     if late:
         left = [place for place in range(len(questions)) if place not in late]
         kept = np.isin(candidates.owner, left)
         scores = None if scores is None else scores[kept]
         questions, candidates = [questions[place] for place in left], take(candidates, left)
+    if not questions:
+        return
+    await _last_look(chain, questions)
     if scores is None:
         batch.from_candidates(questions, candidates, None, reason)
     else:
@@ -249,7 +252,12 @@ async def _within(
     return said, timeout, late
 
 
-async def _last_look(chain: Chain) -> None:
-    """Whatever was withdrawn meanwhile must not be in the answers."""
-    if chain.refresh is not None and chain.state.behind():
-        await chain.refresh()
+async def _last_look(chain: Chain, questions: Sequence[Question]) -> None:
+    """Whatever was withdrawn meanwhile must not be in the answers, as far as their deadlines leave time to see it."""
+    if chain.refresh is None or chain.state.item_sequence() <= chain.target.live.sequence:
+        return
+    left = min(question.until for question in questions) - chain.clock()
+    try:
+        await asyncio.wait_for(chain.refresh(), max(left, 0.0))
+    except (MantaError, TimeoutError) as error:  # the next batch says so
+        logger.warning("answering without the newest item changes: %s", error)

@@ -139,6 +139,9 @@ class MemoryState:
     def item_changes(self, after: int) -> list[ItemChange]:
         return [change for change in self._items.values() if change.sequence > after]
 
+    def item_sequence(self) -> int:
+        return self._sequence
+
     def merged_into(self, session_id: str) -> str | None:
         links = [
             Link(event.time, event.partition, event.offset, event.user_id or "")

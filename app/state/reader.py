@@ -71,6 +71,10 @@ class StateReader(Protocol):
         """Changes with a sequence above `after`, oldest first; only the last change of each item need be there."""
         ...
 
+    def item_sequence(self) -> int:
+        """Sequence of the newest item change, from the shared position. Costs a memory read."""
+        ...
+
     def merged_into(self, session_id: str) -> str | None:
         """The user whom a session was merged into; None: it was not."""
         ...

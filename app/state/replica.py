@@ -157,6 +157,10 @@ class StateReplica:
         ]
         return sorted((change for change in changes if change.sequence > after), key=lambda change: change.sequence)
 
+    def item_sequence(self) -> int:
+        """Sequence of the newest item change, from the shared position."""
+        return self._position.item_sequence if self._position else 0
+
     def merged_into(self, session_id: str) -> str | None:
         """The user whom a session was merged into; None: it was not."""
         link = Link.of(self._opened_view().links.get(session_key(session_id)))

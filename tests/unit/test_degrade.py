@@ -176,10 +176,24 @@ async def test_what_is_withdrawn_meanwhile_is_not_shown(made):
     first = ids_of((await recommend(world.chain, [Request(user_id="u")]))[0])
 
     async def refresh() -> None:
-        world.put(first[0], None)
+        world.target.live.apply(world.state.item_changes(world.target.live.sequence))
 
-    world.state.behind = lambda: True  # type: ignore[method-assign]
+    world.state.put_item(first[0], None)  # not applied to the live items yet
     chain = type(world.chain)("home", world.surface, world.target, world.state, world.chain.stages, refresh=refresh)
     again = ids_of((await recommend(chain, [Request(user_id="u")]))[0])
     assert first[0] not in again
     assert len(again) == 10
+
+
+async def test_a_catch_up_that_hangs_at_the_end_does_not_break_the_deadline(made):
+    world = world_of(made, Remote(made))
+    world.state.put_item("i1", None)
+
+    async def refresh() -> None:
+        await asyncio.sleep(5)
+
+    chain = type(world.chain)("home", world.surface, world.target, world.state, world.chain.stages, refresh=refresh)
+    since = time.monotonic()
+    answer = (await recommend(chain, [Request(user_id="u")]))[0]
+    assert time.monotonic() - since < 0.5
+    assert reason_of(answer)[0] is None

@@ -11,10 +11,12 @@ import ray
 from ray.data import DataContext, Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
+from ray.exceptions import RayTaskError
 
+from app.errors import BrokerUnavailable, MantaError
+from app.events.blocks import ReadBlock, ReadFailed, block_hashes
 from app.events.columns import REJECTED, Decoded
 from app.events.decode import TABLES, decode_topic
-from app.events.identity import identity_hashes
 from app.events.ranges import OffsetRange, tasks
 from app.events.reader import range_consumer, read_range
 from app.events.schema import EVENTS
@@ -77,21 +79,23 @@ def read_blocks(settings: Settings, cuts: Sequence[OffsetRange]) -> Iterable[pa.
         consumer.close()
 
 
-def split_block(topic: str, block: pa.Table) -> Decoded:
-    """Accepted (with the hash columns of events) and rejected rows of a block, copied out of the object store."""
+def split_block(topic: str, block: pa.Table) -> ReadBlock:
+    """Accepted rows with their identities, and rejected ones, copied out of the object store."""
     bad = block["reason"].is_valid()
     rejected = block.filter(bad)
     milliseconds = pc.divide(rejected["record_time"].cast(pa.int64()), 1000)
     rejected = rejected.set_column(rejected.schema.get_field_index("record_time"), "record_time", milliseconds)
-    accepted = block.drop_columns(_only_rejected(topic)).filter(pc.invert(bad))
-    return Decoded(accepted, rejected.select(REJECTED.names).cast(REJECTED))
+    accepted = block.filter(pc.invert(bad))
+    hashes = np.stack([accepted[name].to_numpy() for name in HASHES], axis=1) if topic == EVENTS else None
+    decoded = Decoded(accepted.select(TABLES[topic].names).cast(TABLES[topic]), rejected.select(REJECTED.names))
+    return ReadBlock(decoded, hashes)
 
 
-def stream(settings: Settings, chunk: Sequence[OffsetRange]) -> Iterator[Decoded]:
+def stream(settings: Settings, chunk: Sequence[OffsetRange]) -> Iterator[ReadBlock]:
     """Reads a chunk of ranges of one topic as a Ray Data job and gives what came out, in the order of the ranges.
 
     Raises:
-        ray.exceptions.RayTaskError: a read task has failed.
+        ReadFailed: a read task has failed.
     """
     context = DataContext.get_current()
     kept: dict[str, Any] = {}
@@ -112,15 +116,16 @@ def stream(settings: Settings, chunk: Sequence[OffsetRange]) -> Iterator[Decoded
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
             if len(block):
                 yield split_block(chunk[0].topic, block)
+    except RayTaskError as error:
+        cause = error.cause
+        known = isinstance(cause, MantaError)
+        raise ReadFailed(
+            cause if known else BrokerUnavailable(f"ingest: a read task failed: {cause or error}")
+        ) from None
     finally:
         context.execution_options.preserve_order = order
         for name, value in kept.items():
             setattr(context, name, value)
-
-
-def hashes_of(accepted: pa.Table) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    """uint64 (n, 2): the hash columns of a block of events."""
-    return np.stack([accepted[name].to_numpy() for name in HASHES], axis=1)
 
 
 def _only_rejected(topic: str) -> list[str]:
@@ -130,8 +135,8 @@ def _only_rejected(topic: str) -> list[str]:
 
 def _block(topic: str, decoded: Decoded) -> pa.Table:
     accepted = decoded.events
-    if topic == EVENTS:
-        hashes = identity_hashes(accepted["user_id"], accepted["session_id"], accepted["event_id"])
+    hashes = block_hashes(topic, accepted)
+    if hashes is not None:
         for place, name in enumerate(HASHES):
             accepted = accepted.append_column(name, pa.array(np.ascontiguousarray(hashes[:, place]), pa.uint64()))
     for name in _only_rejected(topic):

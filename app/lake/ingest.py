@@ -1,0 +1,238 @@
+"""Exactly once from Kafka into the lake: ranges planned from its own offsets, their ends committed with the rows.
+
+How the ranges are read is the caller's: as a Ray Data job (`tune/ingest.py`) or in this process (`blocks.read_here`).
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+from pyiceberg.exceptions import CommitFailedException
+
+from app.errors import MantaError
+from app.events.blocks import Reader, ReadFailed
+from app.events.dead_letters import DeadLetterBox
+from app.events.decode import TABLES
+from app.events.entities import ID_FIELDS, latest_versions
+from app.events.identity import Hashes, SeenEvents
+from app.events.ranges import Gap, OffsetRange, chunks, plan
+from app.events.schema import DLQ, EVENTS, IMPRESSIONS, ITEMS, USERS
+from app.events.topics import bounds
+from app.faults import reach
+from app.lake.commit import TopicOffsets, append, gap_record, replace
+from app.lake.identities import accepted_events
+from app.lake.snapshot import Snapshot, snapshot, snapshot_of
+from app.lake.tables import Lake
+from app.settings import Settings
+
+TOPICS = (ITEMS, USERS, EVENTS, IMPRESSIONS)
+_LOST_COMMITS = 20
+_READ_FAILURES = 3
+
+log = logging.getLogger(__name__)
+# Called with (topic, messages read so far, messages to read).
+ReadProgress = Callable[[str, int, int], None]
+
+
+@dataclass
+class IngestReport:
+    """What one ingest did.
+
+    Attributes:
+        rows: table to rows appended (of `items` and `users`: versions applied).
+        duplicates: events that counted already.
+        dead_letters: reason to messages that went to `events.dlq`.
+        offsets: topic to partition to the next offset, after the last commit.
+        gaps: gaps accepted now.
+        commits: snapshots made.
+        lost_commits: times another ingest was first.
+        seconds: wall clock.
+    """
+
+    rows: Counter[str] = field(default_factory=Counter)
+    duplicates: int = 0
+    dead_letters: Counter[str] = field(default_factory=Counter)
+    offsets: dict[str, dict[int, int]] = field(default_factory=dict)
+    gaps: list[dict[str, Any]] = field(default_factory=list)
+    commits: int = 0
+    lost_commits: int = 0
+    seconds: float = 0.0
+
+
+class IngestJob:
+    """Plans, gathers what the reader brings, commits chunk by chunk.
+
+    Args:
+        settings: with the broker's address; the topics exist.
+        lake: where to.
+        read: how ranges are read.
+        accept_gap: record offsets that can never be read, and go on behind them.
+        progress: called as blocks arrive.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        lake: Lake,
+        read: Reader,
+        *,
+        accept_gap: bool = False,
+        progress: ReadProgress | None = None,
+    ) -> None:
+        self.report = IngestReport()
+        self._letters = DeadLetterBox(settings.kafka)
+        self._read_chunk = read
+        self._settings = settings
+        self._lake = lake
+        self._accept_gap = accept_gap
+        self._progress = progress
+        self._seen: SeenEvents | None = None
+        self._seen_from: int | None = None
+
+    def close(self) -> None:
+        """Ends the producer of dead letters."""
+        self._letters.close()
+
+    def take_all(self) -> None:
+        """Brings every table up to its log's end as it is now.
+
+        Raises:
+            GapError: offsets that should be read next are not in the log; nothing was committed of that topic.
+            BrokerUnavailable: the broker cannot be reached.
+            MantaError: another ingest was first too many times.
+        """
+        for topic in TOPICS:
+            self.take(topic)
+
+    def take(self, topic: str) -> None:
+        """Brings one topic's table up to the log's end as it is now; raises as `take_all`."""
+        failures = 0
+        for _ in range(_LOST_COMMITS):
+            try:
+                self._take_once(topic)
+                return
+            except CommitFailedException:
+                self.report.lost_commits += 1
+                self._seen = None
+                log.info("ingest %s: another commit was first; reading the offsets again", topic)
+            except ReadFailed as error:
+                failures += 1
+                if failures == _READ_FAILURES:
+                    raise error.cause from None
+                self._seen = None  # planned anew: offsets that have gone meanwhile are named as a gap
+        raise MantaError(f"ingest {topic}: found another commit first {_LOST_COMMITS} times, wanted to be alone")
+
+    def _take_once(self, topic: str) -> None:
+        # The table before the log's bounds: what another ingest commits in between makes ours fail, and is no gap
+        now = snapshot(self._lake, topic)
+        held = bounds(self._settings.kafka, [topic])[topic]
+        stood = now.progress.topics.get(topic, TopicOffsets("", {}))
+        ranges, gaps = plan(held, stood.topic_id, stood.next, accept_gap=self._accept_gap, compacted=topic in ID_FIELDS)
+        target = TopicOffsets(held.topic_id, {cut.partition: cut.start for cut in ranges})
+        todo = sum(len(cut) for cut in ranges)
+        self.report.offsets[topic] = target.next
+        reach("ingest:planned")
+        if not todo and not gaps and target == stood:
+            return
+        done = 0
+        plans = chunks(ranges, chunk_rows=self._settings.ingest.chunk_rows, task_rows=self._settings.ingest.task_rows)
+        for chunk in plans:
+            target = TopicOffsets(held.topic_id, target.next | {cut.partition: cut.end for cut in chunk})
+            accepted, rejected, doubled = self._read(topic, chunk, now, (done, todo))
+            now = self._commit(topic, now, target, accepted, rejected, gaps, doubled)
+            gaps = []
+            done += sum(len(cut) for cut in chunk)
+        if gaps or not todo:
+            self._commit(topic, now, target, TABLES[topic].empty_table(), None, gaps, 0)
+
+    def _read(
+        self, topic: str, chunk: list[OffsetRange], now: Snapshot, place: tuple[int, int]
+    ) -> tuple[pa.Table, pa.Table | None, int]:
+        """(rows to commit, messages refused, duplicates left out) of one chunk."""
+        done, todo = place
+        accepted, rejected, doubled = [TABLES[topic].empty_table()], [], 0
+        for block in self._read_chunk(self._settings, chunk):
+            reach("ingest:read")
+            fresh, refused = block.decoded.events, block.decoded.rejected
+            done += len(fresh) + len(refused)
+            if block.hashes is not None:
+                kept = self._fresh(fresh, block.hashes, now)
+                doubled += len(fresh) - len(kept)
+                fresh = kept
+            accepted.append(fresh)
+            if len(refused):
+                rejected.append(refused)
+            if self._progress is not None:
+                self._progress(topic, min(done, todo), todo)
+        return pa.concat_tables(accepted), pa.concat_tables(rejected) if rejected else None, doubled
+
+    def _fresh(self, events: pa.Table, hashes: Hashes, now: Snapshot) -> pa.Table:
+        """The events that do not count yet."""
+        if not len(events):
+            return events
+        times = events["record_time"].cast(pa.int64()).to_numpy() // 1000
+        seen = self._remember(now, int(times.min()))
+        doubled = seen.duplicates(hashes, times)
+        seen.add(hashes[~doubled], times[~doubled])
+        return events.filter(pa.array(~doubled)) if doubled.any() else events
+
+    def _remember(self, now: Snapshot, arrival_ms: int) -> SeenEvents:
+        """The lake's events that one arriving at `arrival_ms` or later may double."""
+        horizon_ms = int(self._settings.events.dedup_days * 86_400_000)
+        least = arrival_ms - horizon_ms
+        if self._seen is None:
+            self._seen, self._seen_from = SeenEvents(horizon_ms), None
+        if self._seen_from is None or least < self._seen_from:
+            for hashes, times in accepted_events(now, least, self._seen_from):
+                self._seen.add(hashes, times)
+            self._seen_from = least
+        return self._seen
+
+    def _commit(
+        self,
+        topic: str,
+        now: Snapshot,
+        target: TopicOffsets,
+        accepted: pa.Table,
+        rejected: pa.Table | None,
+        gaps: list[Gap],
+        doubled: int,
+    ) -> Snapshot:
+        recorded = [gap_record(gap.topic, gap.partition, gap.start, gap.end, gap.reason) for gap in gaps]
+        progress = now.progress.moved(topic, target, recorded)
+        if rejected is not None:
+            before = progress.topics.get(DLQ, TopicOffsets("", {}))
+            progress = progress.moved(DLQ, TopicOffsets(*self._letters.put(rejected, before.topic_id, before.next)))
+            reach("ingest:dead_letters")
+        if topic in ID_FIELDS:
+            if len(accepted):
+                replace(now.source, latest_versions(topic, now.read(), accepted), progress)
+            else:
+                append(now.source, accepted, progress, max_open_partitions=1)
+        else:
+            append(now.source, accepted, progress, max_open_partitions=self._settings.lake.max_open_partitions)
+        reach("ingest:committed")
+        self._count(topic, target, accepted, rejected, recorded, doubled)
+        # Not the table as it stands by now: only what this very commit left behind is read on from
+        return snapshot_of(topic, now.source)
+
+    def _count(
+        self,
+        topic: str,
+        target: TopicOffsets,
+        accepted: pa.Table,
+        rejected: pa.Table | None,
+        gaps: list[dict[str, Any]],
+        doubled: int,
+    ) -> None:
+        report = self.report
+        report.rows[topic] += len(accepted)
+        report.duplicates += doubled
+        report.commits += 1
+        report.gaps += gaps
+        report.offsets[topic] = dict(target.next)
+        if rejected is not None:
+            report.dead_letters.update(rejected["reason"].to_pylist())

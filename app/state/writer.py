@@ -86,6 +86,7 @@ class StateWriterLoop:
             return
         feed = StateFeed(self._settings.kafka, store.offsets(), store.topic_ids)
         self._store, self._feed, self._opened = store, feed, time.monotonic()
+        position.beat(-1)
         try:
             self._reach(position, store, feed)
             position.publish(store.outrun(position.moves))

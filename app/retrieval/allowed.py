@@ -77,15 +77,22 @@ def best_of_rows(
 
     Thresholds guessed from a sample leave little more than k values a row, which one sort of integers puts in order.
     """
-    count, n = scores.shape
-    if n == 0:
-        return [(np.empty(0, np.int32), np.empty(0, np.float32))] * count
-    if count > SORTED_ROWS:
-        cut = SORTED_ROWS
-        return [
-            *best_of_rows(scores[:cut], sizes[:cut], above[:cut]),
-            *best_of_rows(scores[cut:], sizes[cut:], above[cut:]),
-        ]
+    if not scores.size:
+        return [(np.empty(0, np.int32), np.empty(0, np.float32))] * len(scores)
+    parts = range(0, len(scores), SORTED_ROWS)
+    return [
+        one
+        for start in parts
+        for one in _best_of_few(
+            scores[start : start + SORTED_ROWS], sizes[start : start + SORTED_ROWS], above[start : start + SORTED_ROWS]
+        )
+    ]
+
+
+def _best_of_few(
+    scores: NDArray[np.float32], sizes: Sequence[int], above: Sequence[float]
+) -> list[tuple[Rows, NDArray[np.float32]]]:
+    n = scores.shape[1]
     least = np.nextafter(np.array(above, np.float32), INFINITE)  # `> above` as `>=`
     guesses = _guesses(scores, max(sizes), least)
     ends, flat = _reaching(scores, guesses)

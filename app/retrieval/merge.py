@@ -13,6 +13,7 @@ Found = tuple[Rows, NDArray[np.float32]]  # rows and scores of one source for on
 
 # Reciprocal rank fusion (Cormack, Clarke, Büttcher 2009): sum over sources of weight / (DAMPING + rank).
 DAMPING = 20.0
+STEPS = (1 << 28) - 1  # values that differ by less count as equal
 
 
 def merge(found: Sequence[Sequence[Found]], sizes: Sequence[int], limit: int) -> Candidates:
@@ -28,26 +29,25 @@ def merge(found: Sequence[Sequence[Found]], sizes: Sequence[int], limit: int) ->
             np.empty(0, np.int32), np.zeros(1, np.int64), np.empty((0, 0), np.float32), np.empty((0, 0), np.int32)
         )
     lengths = np.array([len(rows) for rows, _ in lists], np.int64)
-    starts = np.cumsum(lengths) - lengths
-    total = int(lengths.sum())
-    owner = np.repeat(np.tile(np.arange(n_questions), len(found)), lengths)
+    starts = lengths.cumsum() - lengths
+    list_of = np.arange(len(lists)).repeat(lengths)
     # One sort of integers (question, row, place in the lists) brings the votes for each candidate together.
+    total = len(list_of)
     bits = max(total - 1, 1).bit_length()
-    keys = np.sort(
-        owner << (24 + bits) | np.concatenate([rows for rows, _ in lists]).astype(np.int64) << bits | np.arange(total)
-    )
+    keys = (list_of % n_questions) << 24 | np.concatenate([rows for rows, _ in lists])
+    keys = keys << bits | np.arange(total)
+    keys.sort()
     place = keys & ((1 << bits) - 1)
     pairs = keys >> bits
     first = np.ones(total, np.bool_)
     np.not_equal(pairs[1:], pairs[:-1], out=first[1:])
-    candidate = np.cumsum(first) - 1
+    list_of = list_of[place]
+    cell = (first.cumsum() - 1) * len(found) + list_of // n_questions
     pairs = pairs[first]
-    list_of = np.repeat(np.arange(len(lists)), lengths)[place]
-    source = list_of // n_questions
     scores = np.zeros((len(pairs), len(found)), np.float32)
     ranks = np.zeros((len(pairs), len(found)), np.int32)
-    scores[candidate, source] = np.concatenate([values for _, values in lists])[place]
-    ranks[candidate, source] = place - starts[list_of] + 1
+    scores.reshape(-1)[cell] = np.concatenate([values for _, values in lists])[place]
+    ranks.reshape(-1)[cell] = place - starts[list_of] + 1
     order, offsets = _order(pairs >> 24, fused(ranks, shares(sizes)), n_questions, limit)
     return Candidates((pairs[order] & 0xFFFFFF).astype(np.int32), offsets, scores[order], ranks[order])
 
@@ -61,17 +61,24 @@ def fused(ranks: NDArray[np.int32], weights: NDArray[np.float64]) -> NDArray[np.
 def _order(
     owner: NDArray[np.int64], values: NDArray[np.float64], n_questions: int, limit: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Places sorted by (owner, value falling, place), at most `limit` an owner; and their offsets.
-
-    One sort of integers: question, value and place packed into 64 bits.
-    """
-    steps = ((1.0 - values) * (1 << 30)).astype(np.int64)
-    order = np.sort(owner << 52 | steps << 22 | np.arange(len(owner))) & ((1 << 22) - 1)
+    """Places sorted by (owner, value in [0, 1) falling, place), at most `limit` an owner; and their offsets."""
+    places = np.arange(len(owner))
+    steps = ((1.0 - values) * STEPS).astype(np.int64)  # 0 to STEPS
+    bits = len(owner).bit_length()
+    if n_questions.bit_length() + STEPS.bit_length() + bits < 64:
+        order = (owner * (STEPS + 1) + steps) << bits | places
+        order.sort()  # one sort of integers instead of three of places
+        order &= (1 << bits) - 1
+    else:
+        order = np.lexsort((steps, owner))
     counts = np.bincount(owner, minlength=n_questions)
-    starts = np.cumsum(counts) - counts
-    within = np.arange(len(owner)) - np.repeat(starts, counts)
-    kept = np.minimum(counts, limit)
-    return order[within < limit], np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
+    offsets = np.zeros(n_questions + 1, np.int64)
+    if (counts <= limit).all():
+        np.cumsum(counts, out=offsets[1:])
+        return order, offsets
+    within = places - (counts.cumsum() - counts).repeat(counts)
+    np.cumsum(np.minimum(counts, limit), out=offsets[1:])
+    return order[within < limit], offsets
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,60 @@
+"""Precomputed lists and answers on a replica's own disk."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.cache import AnswerCache, ListStore, write_lists_sst
+from app.errors import BundleError
+
+
+def test_lists_are_copied_in_and_the_bundle_keeps_its_file(tmp_path: Path) -> None:
+    sst = tmp_path / "lists.sst"
+    lists = {"u:ä": np.array([3, 1, 2], np.int32), "i:7": np.array([9], np.int64), "u:0": np.empty(0, np.int32)}
+    write_lists_sst(sst, lists)
+    before = sst.read_bytes()
+    stores = [ListStore(tmp_path / name, sst) for name in ("a", "b")]
+    for store in stores:
+        assert {key: store.rows(key).tolist() for key in lists} == {"u:ä": [3, 1, 2], "i:7": [9], "u:0": []}
+        assert store.rows("u:7") is None
+    for store in stores:
+        store.close()
+    assert sst.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lists.sst"]
+
+
+def test_a_damaged_list_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "lists.sst").write_bytes(b"no sst" * 100)
+    with pytest.raises(BundleError, match="SST"):
+        ListStore(tmp_path / "store", tmp_path / "lists.sst")
+    assert not (tmp_path / "store").exists()
+    with pytest.raises(ValueError, match="no lists"):
+        write_lists_sst(tmp_path / "empty.sst", {})
+
+
+def test_a_leftover_folder_of_a_dead_replica_is_cleared(tmp_path: Path) -> None:
+    first = AnswerCache(tmp_path / "answers", 5_000_000)
+    first.put(b"k", b"old", 60.0)
+    del first
+    (tmp_path / "other").mkdir()
+    again = AnswerCache(tmp_path / "other", 5_000_000)
+    assert again.get(b"k") is None
+    again.close()
+
+
+def test_answers_expire_and_take_bounded_disk(tmp_path: Path) -> None:
+    now = [0.0]
+    cache = AnswerCache(tmp_path / "answers", 12_000_000, clock=lambda: now[0])
+    cache.put(b"key", b"answer", 5.0)
+    assert cache.get(b"key") == b"answer"
+    now[0] = 5.0
+    assert cache.get(b"key") is None
+    assert (cache.hits, cache.misses) == (1, 1)
+    random = np.random.default_rng(0)
+    for number in range(20_000):
+        cache.put(b"%d" % number, random.bytes(2000), 60.0)
+    held = sum(path.stat().st_size for path in (tmp_path / "answers").iterdir())
+    assert held < 20_000_000  # of 40 MB written
+    assert cache.get(b"19999") is not None
+    cache.close()

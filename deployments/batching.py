@@ -1,12 +1,17 @@
 """Micro-batches: requests of one surface and bundle that are there at the same moment are answered together.
 
 Nothing waits while nothing is being worked on. While a batch is under way, newcomers gather until it ends, until the
-bounded wait is over or until the batch is full: the busier it is, the larger the batches, without a setting for it.
+bounded wait is over or until the batch is full. Where some have gathered as a batch ends, its own clients are given a
+moment to come back, at most half of what a batch takes: otherwise two halves would take turns, each paying the full
+fixed cost of a batch.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
+
+# Turns of the event loop from bytes in a socket to a request that asks: poll, parse and start its task, run it.
+TURNS = 3
 
 Asked = TypeVar("Asked")
 Told = TypeVar("Told")
@@ -37,6 +42,9 @@ class Batcher(Generic[Asked, Told]):
         self._max_batch = max_batch
         self._wait_s = wait_s
         self._waiting: list[tuple[Asked, asyncio.Future[Told]]] = []
+        self._expected = 0  # worth gathering: those that had gathered as the last batch ended, and that batch's own
+        self._turns = 0  # of the loop until it is known who has gathered
+        self._cost_s = 0.0  # what a batch takes, smoothed
         self._alarm: asyncio.Handle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.running = 0
@@ -53,9 +61,10 @@ class Batcher(Generic[Asked, Told]):
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Told] = loop.create_future()
         self._waiting.append((request, answer))
-        if len(self._waiting) >= self._max_batch:
+        count = len(self._waiting)
+        if count >= self._max_batch or (not self.running and count == self._expected):
             self._start()
-        elif self._alarm is None:
+        elif self._alarm is None and not self._turns:
             # Idle: only to the end of this turn of the loop, which gathers what the sockets hold already.
             self._alarm = loop.call_later(self._wait_s, self._start) if self.running else loop.call_soon(self._start)
         return answer
@@ -64,6 +73,7 @@ class Batcher(Generic[Asked, Told]):
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
+        self._expected = 0
         batch, self._waiting = self._waiting[: self._max_batch], self._waiting[self._max_batch :]
         batch = [(request, answer) for request, answer in batch if not answer.done()]
         if not batch:
@@ -71,15 +81,38 @@ class Batcher(Generic[Asked, Told]):
         self.running += 1
         self.batches += 1
         self.requests += len(batch)
-        task = asyncio.get_running_loop().create_task(self._run(batch))
+        loop = asyncio.get_running_loop()
+        size, since = len(batch), loop.time()
+        task = loop.create_task(self._run(batch))
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
 
-    def _ended(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        self.running -= 1
-        if self._waiting:
-            self._start()
+        def ended(_: "asyncio.Task[None]") -> None:
+            self._tasks.discard(task)
+            self.running -= 1
+            self._cost_s += (loop.time() - since - self._cost_s) / 8
+            self._go_on(size)
+
+        task.add_done_callback(ended)
+
+    def _go_on(self, answered: int) -> None:
+        """A batch has ended. What came in while it ran lies in the sockets yet: the loop reads it in its next turns."""
+        if self.running:
+            return
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        self._turns = TURNS
+        asyncio.get_running_loop().call_soon(self._look, answered)
+
+    def _look(self, answered: int) -> None:
+        """Once the sockets were read: those who have gathered begin when the clients of the last batch are back too."""
+        loop = asyncio.get_running_loop()
+        self._turns -= 1
+        if self._turns:
+            loop.call_soon(self._look, answered)
+        elif self._waiting and self._alarm is None:
+            self._expected = min(len(self._waiting) + answered, self._max_batch)
+            self._alarm = loop.call_later(min(self._wait_s, self._cost_s / 2), self._start)
 
     async def _run(self, batch: list[tuple[Asked, "asyncio.Future[Told]"]]) -> None:
         def deliver(place: int, reply: Told | Exception) -> None:

@@ -128,13 +128,13 @@ class Gateway:
 
     # Serve
 
-    def check_health(self) -> None:
+    async def check_health(self) -> None:
         """Serve replaces a replica that cannot follow the state although the writer goes on."""
         broken = self._follower.broken_for()
         if broken > BROKEN_S and self._state.as_of():
             raise StateUnavailable(f"the replica could not follow the state for {broken:.1f} s")
 
-    def record_autoscaling_stats(self) -> dict[str, float]:
+    async def record_autoscaling_stats(self) -> dict[str, float]:
         """Requests in flight that Serve does not count: those answered before its own routing."""
         return {ingress.IN_FLIGHT: float(ingress.in_flight())}
 

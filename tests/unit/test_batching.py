@@ -1,6 +1,7 @@
 """Micro-batching: no wait when idle, gathering under load, and one bad request harms only itself."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -50,6 +51,26 @@ async def test_newcomers_gather_while_a_batch_is_under_way() -> None:
     gate.set()
     assert await asyncio.gather(first, *others) == [0, 1, 2, 3]
     assert seen == [[0], [1, 2, 3]]
+
+
+async def test_two_halves_do_not_take_turns() -> None:
+    """Eight clients, each asking again as soon as it is answered: soon they are answered together."""
+    sizes: list[int] = []
+
+    async def work(asked: Sequence[int], deliver: Deliver[int]) -> list[int]:
+        sizes.append(len(asked))
+        time.sleep(0.004)  # noqa: ASYNC251 - the work of a replica does hold its loop
+        return list(asked)
+
+    batcher: Batcher[int, int] = Batcher(work, max_batch=32, wait_s=0.002)
+
+    async def client(number: int) -> None:
+        await asyncio.sleep(0.003 * (number % 2))
+        for _ in range(20):
+            await batcher.ask(number)
+
+    await asyncio.gather(*(client(number) for number in range(8)))
+    assert sorted(sizes[5:-5])[len(sizes) // 4] >= 7
 
 
 async def test_the_wait_is_bounded() -> None:

@@ -52,26 +52,41 @@ class Block(nn.Module):  # type: ignore[misc]  # torch is untyped here
 
 
 class Encoder(nn.Module):  # type: ignore[misc]  # torch is untyped here
-    """Item vectors of a history, oldest first -> what comes next."""
+    """Item vectors of a history, oldest first -> what comes next.
+
+    The answer is a decayed mean of the entries (a learned weight by distance) plus what the transformer adds to it;
+    that begins at zero, so that learning begins at the mean, which is a good answer already.
+    """
 
     def __init__(self, dims: int, blocks: int, heads: int, length: int, dropout: float) -> None:
         super().__init__()
         self.dropout = dropout
         self.blocks = nn.ModuleList([Block(dims, heads, length, dropout) for _ in range(blocks)])
         self.norm = nn.LayerNorm(dims)
+        self.distance = nn.Parameter(-torch.arange(length) / 8.0)
+        self.scale = nn.Parameter(torch.tensor(16.0))
+        self.correct = nn.Linear(dims, dims)
+        nn.init.zeros_(self.correct.weight)
+        nn.init.zeros_(self.correct.bias)
 
     def forward(self, entries: Tensor) -> Tensor:
         """float32 (B, L, d) -> float32 (B, L, d): at each place what follows it. Padding belongs at the end."""
-        tokens = functional.dropout(entries, self.dropout, training=self.training)
+        entries = functional.dropout(entries, self.dropout, training=self.training)
+        tokens = entries
         for block in self.blocks:
             tokens = block(tokens, None)
-        out: Tensor = self.norm(tokens)
-        return out
+        return self._answer(entries, tokens, torch.arange(entries.shape[1], device=entries.device)[None])
 
     def last(self, entries: Tensor, at: Tensor) -> Tensor:
         """float32 (B, d): what follows place `at` int64 (B,) alone; the last block computes nothing else."""
         tokens = entries
         for place, block in enumerate(self.blocks):
             tokens = block(tokens, at if place == len(self.blocks) - 1 else None)
-        out: Tensor = self.norm(tokens[:, 0])
-        return out
+        return self._answer(entries, tokens, at[:, None])[:, 0]
+
+    def _answer(self, entries: Tensor, tokens: Tensor, asked: Tensor) -> Tensor:
+        """entries float32 (B, L, d), tokens float32 (B, Q, d), asked places int64 (1 or B, Q) -> float32 (B, Q, d)."""
+        back = asked[:, :, None] - torch.arange(entries.shape[1], device=entries.device)
+        weights = torch.softmax(self.distance[back.clamp(min=0)].masked_fill(back < 0, float("-inf")), dim=-1)
+        answer: Tensor = self.scale * (weights @ entries + self.correct(self.norm(tokens)))
+        return answer

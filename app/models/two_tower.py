@@ -27,7 +27,7 @@ class TwoTowerParams(FamilyParams):
     n_hidden: int = Field(128, ge=4, le=2048, description="Width of the user tower's hidden layer.")
     dropout: float = Field(0.3, ge=0, lt=1, description="Share of history entries and hidden units dropped in fitting.")
     n_negatives: int = Field(1024, ge=0, description="Sampled negatives shared by a batch; 0: all items.")
-    lr: float = Field(0.003, gt=0, le=1, description="Adam's step size at its peak.")
+    lr: float = Field(0.0015, gt=0, le=1, description="Adam's step size at its peak.")
     l2: float = Field(0.01, ge=0, description="Weight decay.")
     batch: int = Field(512, ge=8, description="Events a step learns from.")
     iterations: int = Field(5, ge=1, le=1000, description="Passes over the events.")
@@ -60,7 +60,7 @@ class TwoTower:
 
     The user tower sees only the history's items, so unseen users are folded in by the same pass; the item tower adds a
     projection of the item's columns to a vector of its own. The bias is the last dimension of both sides.
-    Searched: n_factors 32-128; history 5-50; dropout 0-0.5; lr 0.001-0.01, log; l2 0.0001-0.1, log; iterations 3-10.
+    Searched: n_factors 32-96; history 5-50; dropout 0-0.5; lr 0.0005-0.005, log; l2 0.0001-0.1, log; iterations 3-10.
     Papers: Covington et al., "Deep neural networks for YouTube recommendations", RecSys 2016; Yi et al.,
     "Sampling-bias-corrected neural modeling for large corpus item recommendations", RecSys 2019.
     """

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -111,6 +112,13 @@ async def _read_answer(reader: asyncio.StreamReader) -> int:
     length = next((int(line.split(":")[1]) for line in lines if line.startswith("content-length:")), 0)
     await reader.readexactly(length)
     return int(lines[0].split()[1])
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:

@@ -1,0 +1,126 @@
+"""A whole system from the command line: who may connect, what listens, two side by side, and what `down` leaves."""
+
+import json
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments.processes import marked
+from deployments.run import Run, read
+from tests.cluster.manta import START_S, bare, free_port, listens, manta, open_to_others
+
+pytestmark = pytest.mark.cluster
+ROLES = {"proxy", "gateway", "state_writer", "controller", "broker"}
+SETTINGS = """
+surfaces: {home: {}}
+serve: {gateway: {min_replicas: 1, max_replicas: 1, num_cpus: 0.1}}
+ray: {num_cpus: 2, object_store_bytes: 80000000}
+"""
+
+
+@pytest.fixture(scope="module")
+def up(short_home: Path) -> Iterator[Run]:
+    """A system that `manta up` started; `manta down` ends it, and then nothing of it is left."""
+    (short_home / "manta.yaml").write_text(SETTINGS)
+    port = free_port()
+    started = manta(short_home, "up", "--port", str(port), "--settings", str(short_home / "manta.yaml"))
+    run = read(short_home)
+    try:
+        assert started.returncode == 0, started.stderr
+        assert run is not None
+        yield run
+    finally:
+        ended = manta(short_home, "down")
+    assert ended.returncode == 0, ended.stderr
+    assert not marked(run.session)
+    assert not run.session.exists()
+    assert not (short_home / "run.json").exists()
+    assert not [at for at in (port, run.ports.gcs, run.ports.dashboard, run.ports.kafka) if listens(at)]
+
+
+def status(home: Path) -> dict[str, Any]:
+    answered = manta(home, "status", "--json")
+    assert answered.returncode == 0, answered.stderr
+    document: dict[str, Any] = json.loads(answered.stdout)
+    return document
+
+
+@pytest.mark.timeout(START_S + 60)
+def test_status_names_what_runs(up: Run) -> None:
+    document = status(up.home)
+    assert document["state"] == "up"
+    assert document["endpoint"] == up.endpoint
+    assert document["surfaces"] == [{"surface": "home", "bundle": None}]
+    assert {row["role"] for row in document["processes"]} == ROLES
+    for row in document["processes"]:
+        assert row["pid"] > 0
+        assert row["rss_bytes"] > 0
+        assert set(row) == {"role", "name", "pid", "node", "started", "restarts", "cpu_percent", "rss_bytes"}
+    again = manta(up.home, "up")
+    assert again.returncode == 0, "up twice is no error"
+
+
+def test_a_client_without_the_token_is_refused(up: Run) -> None:
+    for path in ("/api/jobs/", "/api/v0/actors", "/api/cluster_status"):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(up.dashboard + path, timeout=10)
+        assert refused.value.code == 401, path
+    outside = bare(up.home, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
+    joining = f"import ray; ray.init({up.address!r}); print('joined')"
+    driver = subprocess.run([sys.executable, "-c", joining], env=outside, capture_output=True, text=True, timeout=120)
+    assert driver.returncode != 0
+    assert "joined" not in driver.stdout
+    submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", up.dashboard, "--", "true"]
+    job = subprocess.run(submit, env=outside, capture_output=True, text=True, timeout=120)
+    assert job.returncode != 0
+    assert "401" in job.stderr + job.stdout or "nauth" in job.stderr + job.stdout
+
+
+@pytest.mark.timeout(START_S)
+def test_env_is_all_that_ray_job_submit_needs(up: Run) -> None:
+    line = f'eval "$({sys.executable} -P -m scripts.cli env)" && ray job submit -- manta status --json'
+    shell = ["bash", "-c", line]
+    done = subprocess.run(shell, env=bare(up.home), capture_output=True, text=True, timeout=START_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f'"endpoint": "{up.endpoint}"' in done.stdout
+    assert (up.home / "ray" / "token").stat().st_mode & 0o777 == 0o600
+
+
+def test_only_haproxys_two_ports_are_open_to_others(up: Run) -> None:
+    found = open_to_others(up.session)
+    assert found == {("haproxy", up.ports.haproxy_stats), ("haproxy", up.ports.haproxy_metrics)}
+
+
+@pytest.mark.timeout(2 * START_S)
+def test_a_second_home_beside_it_without_haproxy(up: Run, tmp_path: Path) -> None:
+    port = free_port()
+    words = ("up", "--port", str(port), "--settings", str(up.home / "manta.yaml"))
+    try:
+        started = manta(tmp_path, *words, MANTA_SERVE__HAPROXY="false")
+        assert started.returncode == 0, started.stderr
+        other = read(tmp_path)
+        assert other is not None
+        assert not set(other.ports.model_dump().values()) & set(up.ports.model_dump().values())
+        assert open_to_others(other.session) == set()
+        assert {row["name"] for row in status(tmp_path)["processes"] if row["role"] == "proxy"} != {"haproxy"}
+    finally:
+        ended = manta(tmp_path, "down")
+    assert ended.returncode == 0, ended.stderr
+    assert not marked(other.session)
+    with urllib.request.urlopen(up.endpoint + "/healthz", timeout=10) as answer:
+        assert answer.status == 200, "the first goes on"
+
+
+def test_a_port_in_use_is_one_clear_line(up: Run, tmp_path: Path) -> None:
+    port = up.endpoint.rsplit(":", 1)[1]
+    refused = manta(tmp_path, "up", "--port", port)
+    assert refused.returncode == 1
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert port in refused.stderr
+    assert "choose another port" in refused.stderr

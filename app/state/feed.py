@@ -155,7 +155,9 @@ class StateFeed:
             held = self._answer.result(timeout_s)
         except TimeoutError:
             return
-        except MantaError as error:
+        except Exception as error:  # whatever a broker that comes and goes does to a client: it is asked again
+            if not isinstance(error, MantaError):
+                log.warning("the topics could not be looked at: %r", error)
             self._answer, self.error = None, str(error)
             return
         self._answer, self._looked = None, monotonic()

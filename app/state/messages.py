@@ -61,7 +61,10 @@ def _by_columns(messages: Sequence[Message], settings: EventSettings, skipped: C
         ],
         schema=RECORDS,
     )
-    decoded = decode(EVENTS, records, settings)
+    try:
+        decoded = decode(EVENTS, records, settings)
+    except pa.ArrowException:  # no message may stop the others: they are judged one by one
+        return _by_rows(messages, settings, skipped)
     skipped.update(decoded.rejected["reason"].to_pylist())
     return events_of(decoded.events)
 

@@ -67,7 +67,7 @@ def stored(path: Path) -> dict[bytes, bytes]:
     return found
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     drawn=st.lists(wishes, max_size=30),
     cuts=st.lists(st.tuples(st.integers(1, 7), st.booleans(), st.booleans()), max_size=30),

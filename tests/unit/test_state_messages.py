@@ -1,0 +1,84 @@
+"""Messages to batches: by rows and by columns the same, bad ones counted and never in the way."""
+
+from collections import Counter
+from typing import Any
+
+import orjson
+import pytest
+
+from app.settings import EventSettings
+from app.state import messages
+from app.state.feed import Read
+
+
+class Record:
+    """What confluent hands over."""
+
+    def __init__(self, topic: str, offset: int, value: bytes | None, key: bytes = b"k") -> None:
+        self._place, self._value, self._key = (topic, offset), value, key
+
+    def topic(self) -> str:
+        return self._place[0]
+
+    def partition(self) -> int:
+        return 1
+
+    def offset(self) -> int:
+        return self._place[1]
+
+    def timestamp(self) -> tuple[int, int]:
+        return 1, 1_700_000_000_000
+
+    def key(self) -> bytes:
+        return self._key
+
+    def value(self) -> bytes | None:
+        return self._value
+
+
+GOOD: list[dict[str, Any]] = [
+    {"user_id": "u", "item_id": "é", "event_type": "rating", "event_time": "2005-01-31T12:00:00.5+01:00", "value": 4},
+    {"session_id": "s", "item_id": "1", "event_type": "click", "event_id": "e"},
+    {"user_id": "u", "session_id": "s", "event_type": "merge", "event_time": "2005-01-31T12:00:00Z"},
+    {"user_id": "u", "event_type": "search", "context": {"q": "x"}},
+]
+BAD = [
+    b"{", b"", b"\xff", b"[]", b'{"user_id":"u"}', b'{"user_id":"u","item_id":"i","event_type":"click","value":NaN}',
+    orjson.dumps({"user_id": "u", "item_id": "i", "event_type": "click", "event_time": "2999-01-01T00:00:00Z"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rows_at_most", [0, 1000])
+def test_events_by_rows_and_by_columns(rows_at_most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "_ROWS_AT_MOST", rows_at_most)
+    values = [part for pair in zip([orjson.dumps(event) for event in GOOD], BAD, strict=False) for part in pair] + BAD[
+        4:
+    ]
+    read = Read([Record("events", offset, value) for offset, value in enumerate(values)], {("events", 1): 99})
+    batch = messages.to_batch(read, EventSettings())
+    assert dict(batch.offsets) == {("events", 1): 99}
+    assert sum(batch.skipped.values()) == len(BAD)
+    assert Counter(batch.skipped)["future"] == 1
+    assert [event[:2] for event in batch.events] == [(1, 0), (1, 2), (1, 4), (1, 6)]
+    rating, click, merge, search = batch.events
+    assert (rating.time, rating.value, rating.item_id) == (1_107_169_200_500_000, 4.0, "é")
+    assert (click.time, click.event_id, click.value != click.value) == (1_700_000_000_000_000, "e", True)
+    assert (merge.user_id, merge.session_id, merge.entry) == ("u", "s", None)
+    assert (search.event_id, search.entry) == ("events/1/6", None)
+
+
+def test_items_and_users_put_withdraw_and_skip() -> None:
+    read = Read(
+        [
+            Record("items", 0, b'{"schema_version":1,"year":1}', b"a"),
+            Record("items", 1, None, b"b"),
+            Record("items", 2, b"null", b"c"),
+            Record("items", 3, b"[1]", b"d"),
+            Record("users", 0, b'{"age":3}', b"u"),
+            Record("users", 1, b"{}", b""),
+        ]
+    )
+    batch = messages.to_batch(read, EventSettings())
+    assert list(batch.items) == [("a", b'{"year":1}'), ("b", None), ("c", None)]
+    assert list(batch.users) == [("u", b'{"age":3}')]
+    assert batch.skipped == {"type": 1, "key": 1}

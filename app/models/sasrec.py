@@ -51,7 +51,7 @@ class SasRec:
     learned attention bias by distance in place of absolute positions, item vectors that see the items' columns, and a
     decayed mean of the history that the transformer corrects.
     The bias is the last dimension of both sides.
-    Searched: n_factors 32-64; blocks 1-2; history 20-50; dropout 0.1-0.5; lr 0.0005-0.01, log; iterations 4-15.
+    Searched: n_factors 32-64; blocks 1-2; history 20-50; dropout 0.1-0.5; lr 0.0005-0.005, log; iterations 4-15.
     Papers: Kang and McAuley, "Self-attentive sequential recommendation", ICDM 2018; Klenitskiy and Vasilev, "Turning
     dross into gold loss: is BERT4Rec really better than SASRec?", RecSys 2023.
     """

@@ -95,30 +95,32 @@ def _best_of_few(
     n = scores.shape[1]
     least = np.nextafter(np.array(above, np.float32), INFINITE)  # `> above` as `>=`
     guesses = _guesses(scores, max(sizes), least)
-    ends, flat = _reaching(scores, guesses)
-    short = (guesses > least) & (np.array([ends[0], *np.diff(ends)]) < sizes)
+    counts, flat = _reaching(scores, guesses)
+    short = (guesses > least) & (counts < sizes)
     if short.any():
         guesses[short] = least[short]
-        ends, flat = _reaching(scores, guesses)
+        counts, flat = _reaching(scores, guesses)
     keys = _falling(scores.reshape(-1)[flat])
-    keys |= flat // n << 56
-    keys |= flat % n
+    owner = np.arange(len(scores)).repeat(counts)
+    keys |= owner << 56
+    keys |= flat - owner * n
     keys.sort()
     rows = (keys & 0xFFFFFF).astype(np.int32)
     out = []
     start = 0
-    for place, (end, k) in enumerate(zip(ends.tolist(), sizes, strict=True)):
-        found = rows[start : min(end, start + k)]
+    for place, (count, k) in enumerate(zip(counts.tolist(), sizes, strict=True)):
+        found = rows[start : start + min(count, k)]
         out.append((found, scores[place][found]))
-        start = end
+        start += count
     return out
 
 
 def _reaching(scores: NDArray[np.float32], least: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Flat places of the values that reach their row's `least`, and where each row's end."""
+    """How many values of each row reach its `least`, and their flat places."""
     count, n = scores.shape
     flat = (scores >= least[:, None]).reshape(-1).nonzero()[0]
-    return flat.searchsorted(np.arange(n, count * n + 1, n)), flat
+    ends = flat.searchsorted(np.arange(0, count * n + 1, n))
+    return ends[1:] - ends[:-1], flat
 
 
 def _guesses(scores: NDArray[np.float32], k: int, least: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -130,7 +132,7 @@ def _guesses(scores: NDArray[np.float32], k: int, least: NDArray[np.float32]) ->
     runs = n // (LINE * step)  # whole cache lines, evenly spread
     sample = scores[:, : runs * LINE * step].reshape(count, runs, LINE * step)[:, :, :LINE].reshape(count, -1)
     place = max(sample.shape[1] - int(1.5 * k / step) - 8, 0)
-    sample.partition(place, axis=1)
+    sample.sort(axis=1)  # a partition is much slower where many values are equal
     return np.maximum(sample[:, place], least)
 
 

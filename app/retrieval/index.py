@@ -36,9 +36,11 @@ class VectorIndex:
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def scores(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
-        """float32 (B, d) -> float32 (B, n), exact; the same numbers alone or in a batch."""
+    def scores(self, queries: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """float32 (B, d) -> float32 (B, n), exact; the same numbers alone or in a batch. `out`: where they may go."""
         count, width = queries.shape
+        if count > 1 and self._columns.size > SMALL:
+            return np.matmul(queries, self._columns, out=out)
         block = BLOCK if self._columns.size <= SMALL else max(count, 2)
         if count % block == 0:
             padded = queries

@@ -1,6 +1,8 @@
 """Candidates from many sources: each family serves by its kind, and one merge makes the retrieval order."""
 
 import itertools
+import math
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeGuard
 
@@ -60,7 +62,9 @@ class VectorSource:
 
     def score_into(self, histories: Histories, out: NDArray[np.float32]) -> None:
         queries = np.ascontiguousarray(self.model.encode(histories), np.float32)
-        out[:] = self.index.scores(queries)
+        scores = self.index.scores(queries, out)
+        if scores is not out:
+            out[:] = scores
         out[~queries.any(axis=1)] = -np.inf  # nothing is known of this history
 
 
@@ -183,7 +187,7 @@ def _search_dense(
 ) -> list[list[Found]]:
     """Per dense source and history the best of the allowed rows: one selection for all."""
     count = len(histories)
-    scores = np.zeros((len(dense), count, dense[0][1].n_items), np.float32)
+    scores = _zeros(len(dense), count, dense[0][1].n_items)
     for out, (_, source) in zip(scores, dense, strict=True):
         source.score_into(histories, out)
     allowed.block(scores)
@@ -193,4 +197,16 @@ def _search_dense(
     return [lists[start : start + count] for start in range(0, len(lists), count)]
 
 
+def _zeros(*shape: int) -> NDArray[np.float32]:
+    """Zeros in memory that the thread keeps: fresh pages for every batch cost more than the sums."""
+    size = math.prod(shape)
+    held: NDArray[np.float32] | None = getattr(_kept, "scores", None)
+    if held is None or len(held) < size:
+        held = _kept.scores = np.empty(size, np.float32)
+    zeros = held[:size].reshape(shape)
+    zeros[...] = 0.0
+    return zeros
+
+
+_kept = threading.local()
 NOBODY: Found = (np.empty(0, np.int32), np.empty(0, np.float32))

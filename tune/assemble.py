@@ -29,7 +29,7 @@ LEADING, FOLLOWING, FILLING = 100, 60, 20  # candidates of the first source, of 
 FILLERS = ("content", "popularity")
 MOST_SOURCES = 4
 WORTH = 0.02  # a further source must find this share more targets: each costs time in every answer
-MOST_RANKER_CASES = 4000
+MOST_RANKER_CASES = 3000
 MIX_CASES = 1000
 BATCH = 64
 

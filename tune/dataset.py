@@ -89,7 +89,7 @@ def _read(events: Snapshot, weights: Mapping[str, float]) -> pa.Table:
         return weighted(schema.empty_table(), weights)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     held = dict(weights)
 
     def weigh(batch: pa.Table) -> pa.Table:

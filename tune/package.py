@@ -117,10 +117,13 @@ def package(
 
 
 def _fitted(folder: Path, trial: TrialRecord, split: TimeSplit, catalogue: Catalogue, seed: int) -> CandidateModel:
-    """The model that the trial saved; fitted again where it did not, or saved it on another machine."""
+    """The model that the trial saved; fitted again where it lies on another machine, or an older version saved it."""
     saved = folder / "models" / trial.name
     if saved.is_dir():
-        return load_model(trial.family, saved)
+        try:
+            return load_model(trial.family, saved)
+        except BundleError:
+            shutil.rmtree(saved, ignore_errors=True)
     return refit(trial.family, trial.params, split.fit, catalogue, seed=seed, passes=_passes(trial))
 
 

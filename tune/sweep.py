@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import ray
 from ray import tune
+from ray.tune.trainable import wrap_function
 
 from app.errors import MantaError, NotFound, SettingsError
 from app.settings import Settings
@@ -199,10 +200,12 @@ def _run_trials(
         rungs=Rungs(sweep.grace, sweep.reduction) if _stops_early(sweep) else None,
         models=str(folder / "models"),
     )
+    worker = wrap_function(trainable)
+    worker.__name__ = worker.__qualname__ = "Trial"  # how Ray's dashboard and `ps` call the workers
     os.environ.update(TUNE_VARIABLES)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     tuner = tune.Tuner(
-        tune.with_resources(trainable, resources),
+        tune.with_resources(worker, resources),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=scheduler,

@@ -85,9 +85,7 @@ class SasRec:
     def _fit(self, data: Interactions, items: ItemTable, seed: int, progress: Progress | None) -> None:
         params, rng, device = self.params, np.random.default_rng(seed), training_device()
         sequences = Sequences.of(data)
-        self._encoder = Encoder(params.n_factors, params.blocks, params.heads, params.history, params.dropout).to(
-            device
-        )
+        self._encoder = self._new_encoder().to(device)
         learned = [*items.parameters(), *self._encoder.parameters()]
         self._take(items)
         per_pass = len(data) // (params.history * params.batch) + 1

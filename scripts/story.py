@@ -164,17 +164,19 @@ class Story:
         return seconds
 
     def _live(self, past: list[dict[str, Any]], live: list[dict[str, Any]]) -> dict[str, Any]:
-        """The newest tenth as live traffic; on a second start, answers alone: its events are in the history already."""
-        first = not self._done.get("replayed")
-        some = live if first else live[:1000]
+        """The newest tenth as live traffic. Judged the first time alone: later, its events stand in the histories."""
+        first = not self._done.get("replay_began")
+        some = live if not self._done.get("replayed") else live[:1000]
+        self._done.put(replay_began=True)
         with self._step("live traffic: ask, then tell", len(some)) as advance:
             seen = replay(self._host, self._port, some, surface=self._surface, on_step=advance)
         if seen.accepted < len(some):
             raise MantaError(f"found {seen.accepted} of {len(some)} events acknowledged, wanted all")
         if first:
             with self._step("judge the live answers"):
-                metrics = self._quality(past, live, seen)
-            self._done.put(replayed=True, produced=int(self._done.get("produced") or 0) + len(some), metrics=metrics)
+                self._done.put(metrics=self._quality(past, live, seen))
+        if not self._done.get("replayed"):
+            self._done.put(replayed=True, produced=int(self._done.get("produced") or 0) + len(live))
         return {
             "champion": {
                 "family": self._done.get("family"),
@@ -220,10 +222,13 @@ class Story:
             f"  {report['requests']} live requests, {report['errors']} errors, p50 {report['p50_ms']:.1f} ms, "
             f"p99 {report['p99_ms']:.1f} ms; a click shows after {fresh['p50']:.0f} ms (p99 {fresh['p99']:.0f} ms)"
         )
-        say(
-            f"  ndcg_at_10 on the newest tenth {metrics['ndcg_at_10']:.4f}: {metrics['times_popularity']:.1f} × "
-            f"popularity; best single family ({metrics['best_single_family']}) {metrics['best_single_ndcg_at_10']:.4f}"
-        )
+        if metrics is None:
+            say("  ndcg_at_10 is not judged: an earlier start was ended in the live part; a new --home tells it all")
+        else:
+            say(
+                f"  ndcg_at_10 on the newest tenth {metrics['ndcg_at_10']:.4f}: {metrics['times_popularity']:.1f} × "
+                f"popularity; best family alone ({metrics['best_single_family']}) {metrics['best_single_ndcg_at_10']:.4f}"
+            )
         say(f"  report: {file}\n", soft_wrap=True)
         for line in self._invitation():
             print(line, file=self._console.file)

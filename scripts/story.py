@@ -227,7 +227,7 @@ class Story:
         else:
             say(
                 f"  ndcg_at_10 on the newest tenth {metrics['ndcg_at_10']:.4f}: {metrics['times_popularity']:.1f} × "
-                f"popularity; best family alone ({metrics['best_single_family']}) {metrics['best_single_ndcg_at_10']:.4f}"
+                f"popularity; {metrics['best_single_family']} alone {metrics['best_single_ndcg_at_10']:.4f}"
             )
         say(f"  report: {file}\n", soft_wrap=True)
         for line in self._invitation():

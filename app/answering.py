@@ -1,5 +1,6 @@
 """A batch's outcomes: answers from ordered rows, the lower rungs of the ladder, and the answer cache."""
 
+import logging
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -19,6 +20,8 @@ from app.rules.rules import effects
 LAST_ITEMS = 3  # newest items whose precomputed lists stand in when retrieval is down
 
 Outcome = Answer | Exception
+
+logger = logging.getLogger(__name__)
 
 
 class Batch:
@@ -74,9 +77,16 @@ class Batch:
         )
         key = self._keys.get(question.place)
         if key is not None and rung is None and not hit and chain.target.live.sequence == self.sequence:
-            assert chain.answers is not None
-            chain.answers.put(key, orjson.dumps([list(item) for item in items]), chain.surface.cache_ttl_s)
+            self._keep(key, items)
         self.settle(question.place, answer)
+
+    def _keep(self, key: bytes, items: Sequence[Scored]) -> None:
+        answers, ttl_s = self.chain.answers, self.chain.surface.cache_ttl_s
+        assert answers is not None
+        try:
+            answers.put(key, orjson.dumps([list(item) for item in items]), ttl_s)
+        except Exception:  # a full disk takes the cache away, not the answers
+            logger.exception("an answer could not be cached")
 
     def from_candidates(
         self,
@@ -116,17 +126,23 @@ class Batch:
 
     def _listed(self, question: Question) -> Rows:
         """int32: at most k passing rows of the precomputed lists of the user, or else of his last items."""
+        try:
+            found = self._lists(question)
+        except Exception:  # the last rung is left
+            logger.exception("the precomputed lists could not be read")
+            return NO_ROWS
+        passing = question.passing(self.chain)
+        found = found[found < len(passing)]
+        return found[passing[found]][: question.k]
+
+    def _lists(self, question: Question) -> Rows:
         lists, request = self.chain.target.lists, question.request
         if lists is None:
             return NO_ROWS
         found: Rows | None = None
         if request.user_id is not None and request.history is None and not len(question.anchors):
             found = lists.rows(f"u:{request.user_id}")
-        if found is None:
-            found = self._listed_for_items(question)
-        passing = question.passing(self.chain)
-        found = found[found < len(passing)]
-        return found[passing[found]][: question.k]
+        return self._listed_for_items(question) if found is None else found
 
     def _listed_for_items(self, question: Question) -> Rows:
         """The lists of the newest items, interleaved, each row once."""
@@ -200,8 +216,12 @@ class Batch:
         answers = self.chain.answers
         if answers is None or self.chain.surface.cache_ttl_s == 0:
             return False
-        key = self._key(question)
-        held = answers.get(key)
+        try:
+            key = self._key(question)
+            held = answers.get(key)
+        except Exception:
+            logger.exception("the answer cache could not be read")
+            return False
         if held is None:
             self._keys[question.place] = key
             return False

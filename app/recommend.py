@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from app.answering import Batch, Outcome
-from app.chain import Chain, LiveBundle
+from app.chain import Chain, LiveBundle, ServableBundle
 from app.complete import complete
 from app.degrade import Breakers, StageOverloaded, StageStarting, cause_of
 from app.errors import MantaError
@@ -23,7 +23,9 @@ from app.request import Answer, Reason, Request, Scored, similar
 from app.retrieval.merge import take
 from app.retrieval.query import Candidates
 from app.stages import LocalStages, Stages, ask
-from app.state.reader import EMPTY_HISTORY, UserHistory
+from app.state.memory import MemoryState
+from app.state.reader import EMPTY_HISTORY, StateReader, UserHistory
+from app.surfaces import SurfaceSettings
 
 __all__ = [
     "Answer",
@@ -37,6 +39,7 @@ __all__ = [
     "StageOverloaded",
     "StageStarting",
     "Stages",
+    "in_process",
     "recommend",
     "recommend_now",
     "similar",
@@ -82,6 +85,19 @@ def recommend_now(chain: Chain, requests: Sequence[Request]) -> list[Outcome]:
         return outcomes
     running.close()
     raise RuntimeError("recommend_now: found stages that wait, wanted in-process stages; await recommend() instead")
+
+
+def in_process(
+    bundle: ServableBundle, surface: SurfaceSettings | None = None, state: StateReader | None = None
+) -> Chain:
+    """A chain that needs no Ray, no Kafka and no network: `recommend_now(in_process(load_bundle(path)), requests)`.
+
+    Args:
+        surface: None: the defaults.
+        state: None: an empty one in memory; requests then bring their `history`.
+    """
+    stages = LocalStages({bundle.id: bundle})
+    return Chain("in-process", surface or SurfaceSettings(), LiveBundle(bundle), state or MemoryState(), stages)
 
 
 def _begin(batch: Batch) -> list[Question]:

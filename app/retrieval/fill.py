@@ -39,6 +39,7 @@ class Fallback:
         self._vectors = np.zeros((live.n_items, 0), np.float32)
         if self._content is not None:
             self._vectors = self._content.item_vectors().copy()
+        self._room = self._vectors  # with space for rows to come
         ranked = np.zeros(live.n_items, np.bool_)
         ranked[popular] = True
         self._popular = np.concatenate([popular, np.flatnonzero(~ranked)]).astype(np.int32)
@@ -46,11 +47,12 @@ class Fallback:
         live.follow(self._put)
 
     def _put(self, rows: Sequence[int], columns: Sequence[Mapping[str, Any]]) -> None:
-        n, held = len(self._live), len(self._vectors)
+        n, held = len(self._live), len(self._room)
         if n > held:
-            more = np.zeros((n - held, self._vectors.shape[1]), np.float32)
-            self._vectors = np.concatenate([self._vectors, more])
-            self._stand_ins = np.concatenate([self._stand_ins, np.arange(held, n, dtype=np.int32)])
+            more = n - held + n // 8
+            self._room = np.concatenate([self._room, np.zeros((more, self._room.shape[1]), np.float32)])
+            self._stand_ins = np.concatenate([self._stand_ins, np.arange(held, held + more, dtype=np.int32)])
+        self._vectors = self._room[:n]
         if self._content is None:
             return
         vectors = self._content.encode_items(columns)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from app.errors import NotFound, RequestInvalid
-from app.recommend import Answer, Request, similar
+from app.recommend import Answer, Request, in_process, recommend_now, similar
 from app.surfaces import RuleSettings, SourceSettings, SurfaceSettings
 from tests.unit.chain_world import N_ITEMS, World, bundle, columns_of, ids_of
 
@@ -186,6 +186,24 @@ def test_explain_names_sources_scores_and_rules(world):
     assert answer.body()["cache_hit"] is False
     kept = world.answer(user_id="drama", candidates=["i4"], explain=True).items[0]
     assert kept.explain["rules"] == [{"rule": "seen", "effect": "kept: named in candidates"}]
+
+
+def test_in_process_needs_nothing_but_a_bundle(made):
+    world = World(made)
+    chain = in_process(made, world.surface)
+    answers = recommend_now(chain, [Request(history=["i0", "i4"]), Request(user_id="nobody")])
+    assert [ids_of(answer) for answer in answers] == [world.ids(history=["i0", "i4"]), world.ids(user_id="nobody")]
+
+
+def test_a_broken_cache_takes_no_answer_away(made):
+    class Full:
+        def get(self, _key: bytes) -> bytes | None:
+            return None
+
+        def put(self, *_: object) -> None:
+            raise OSError("no space left")
+
+    assert World(made, answers=Full()).ids(k=5) == World(made).ids(k=5)
 
 
 def test_surface_settings_choose_sources_rules_and_person(made):

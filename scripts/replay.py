@@ -79,6 +79,11 @@ class _Feed:
                 self._waiting.setdefault(user, deque()).append(index)
             return None
 
+    @property
+    def idle(self) -> bool:
+        """Whether nobody is being answered."""
+        return not self._busy
+
     def done(self, index: int) -> None:
         user = self._events[index]["user_id"]
         with self._lock:
@@ -100,13 +105,14 @@ def replay(
     """For each event: a request of its user, then the event itself (`wait=applied`), `clients` at a time."""
     seen = Replayed(np.zeros(len(events), np.int32))
     feed, lock, steps = _Feed(events), threading.Lock(), iter(range(1, len(events) + 1))
+    ended = threading.Event()
 
     def client() -> None:
         connection = Client(host, port)
-        while True:
+        while not ended.is_set():
             index = feed.take()
             if index is None:
-                if not feed._busy:
+                if feed.idle:
                     return
                 time.sleep(0.001)  # every event that is left belongs to a user who is being answered
                 continue
@@ -116,11 +122,14 @@ def replay(
                 feed.done(index)
             on_step(next(steps))
 
-    threads = [threading.Thread(target=client, name=f"replay-{n}") for n in range(clients)]
+    threads = [threading.Thread(target=client, name=f"replay-{n}", daemon=True) for n in range(clients)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    finally:
+        ended.set()  # Ctrl-C: nobody asks on
     return seen
 
 

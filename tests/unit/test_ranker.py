@@ -11,10 +11,10 @@ from app.ranking.examples import Examples
 from app.ranking.network import NetworkParams, NetworkRanker, ndcg_among_candidates
 
 NAMES = ("a", "b", "noise", "constant")
-QUICK = NetworkParams(epochs=8, batch_cases=16, learning_rate=0.01)
+QUICK = NetworkParams(epochs=12, batch_cases=8, learning_rate=0.01)
 
 
-def examples(cases: int = 200, seed: int = 0) -> Examples:
+def examples(cases: int = 100, seed: int = 0) -> Examples:
     """12 candidates a case; the target is the one with the largest a * b, on very unequal scales."""
     random = np.random.default_rng(seed)
     table = random.normal(size=(cases * 12, 4)).astype(np.float32)
@@ -29,7 +29,7 @@ def examples(cases: int = 200, seed: int = 0) -> Examples:
 def fitted() -> NetworkRanker:
     ranker = NetworkRanker(NAMES, QUICK)
     report = ranker.fit(examples())
-    assert report.cases == 160
+    assert report.cases == 80
     assert report.held_out_loss == min(report.losses)
     assert report.losses[report.best_epoch - 1] == report.held_out_loss
     return ranker

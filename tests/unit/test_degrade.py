@@ -197,3 +197,13 @@ async def test_a_catch_up_that_hangs_at_the_end_does_not_break_the_deadline(made
     answer = (await recommend(chain, [Request(user_id="u")]))[0]
     assert time.monotonic() - since < 0.5
     assert reason_of(answer)[0] is None
+
+
+async def test_the_lowest_rung_obeys_candidates_filters_and_late_starts(made):
+    world = world_of(made, Remote(made, retrieve=ValueError("down")))
+    named = ["i0", "i9", "i2", "nope"]
+    answer = (await recommend(world.chain, [Request(user_id="u", candidates=named, exclude=["i2"])]))[0]
+    assert sorted(ids_of(answer)) == ["i0", "i9"]
+    late = Request(k=3, timeout_ms=10, arrived=time.monotonic() - 1)
+    healthy = world_of(made, Remote(made))
+    assert reason_of((await recommend(healthy.chain, [late]))[0]) == ("popular", "retrieve", "timeout")

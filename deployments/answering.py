@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import orjson
+
 from app.answering import Outcome
 from app.api.problems import Problem
 from app.api.schemas import RecommendBody, plain_filters
@@ -19,6 +21,7 @@ from app.settings import Settings
 from app.state.reader import StateReader
 from deployments.batching import Batcher, Deliver
 from deployments.freshness import Follower
+from deployments.health import Health
 from deployments.impressions import Impressions
 from deployments.metrics import GatewayMetrics
 
@@ -55,6 +58,7 @@ class Answering:
     Attributes:
         lanes: by surface.
         impressions: where the answers are logged.
+        health: how each bundle does, for whoever watches a promotion.
     """
 
     def __init__(
@@ -75,6 +79,8 @@ class Answering:
         self._answers = AnswerCache(folder / "answers", settings.cache.max_bytes) if settings.cache.answers else None
         self._breakers = {"colocated": Breakers(), "distributed": Breakers()}
         self._leaving: list[Lane] = []
+        self._log_requests = settings.log.requests
+        self.health = Health()
         self._prefix = secrets.token_hex(6)
         self._count = itertools.count()
         self.lanes: dict[str, Lane] = {}
@@ -146,14 +152,23 @@ class Answering:
             await self._follower.refresh()
         outcomes = await recommend(chain, requests, deliver)
         now_us = time.time_ns() // 1000
-        timings: dict[str, float] = {}
+        answers = []
         for request, outcome in zip(requests, outcomes, strict=True):
             if isinstance(outcome, Answer):
-                timings = outcome.timings_ms
-                self._metrics.answered(outcome)
+                answers.append(outcome)
                 self.impressions.log(request, outcome, now_us)
-        self._metrics.batch(chain.surface_name, len(requests), timings)
+        self._metrics.answered(answers)
+        self._metrics.batch(chain.surface_name, len(requests), answers[-1].timings_ms if answers else {})
+        self.health.count(chain.target.bundle.id, outcomes, local=chain.stages.immediate)
+        if self._log_requests:
+            self._log(answers)
         return outcomes
+
+    @staticmethod
+    def _log(answers: Sequence[Answer]) -> None:
+        for answer in answers:
+            shown = {name: value for name, value in answer.body().items() if name != "items"}
+            logger.info("%s", orjson.dumps({**shown, "items": len(answer.items)}).decode())
 
     def lane(self, surface: str | None) -> Lane:
         """The lane of a surface, None: the default one.

@@ -1,5 +1,6 @@
 """Settings -> the Serve application: gateway, and where a surface is distributed, retriever and ranker."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def deploy(settings: Settings, home: Path) -> None:
     """
     ensure_state_writers(settings, home)
     ensure_coordinator(settings, home)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # what is happening, the command says itself
     serve.start(
         proxy_location="HeadOnly",
         http_options=HTTPOptions(host=settings.http.host, port=settings.http.port),

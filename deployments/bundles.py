@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from app.errors import MantaError
+from deployments.health import Tally
 from deployments.rollout import Kind, Orders, Report
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class BundleStore(Generic[Loaded]):
         *,
         flip: Callable[[Mapping[str, str]], None] = lambda _: None,
         holds: Callable[[], Iterable[str]] = tuple,
+        tallies: Callable[[Iterable[str]], Mapping[str, Tally]] = lambda _: {},
         drop: Callable[[Loaded], None] = lambda _: None,
     ) -> None:
         """`load` runs in a thread, the others on the loop.
@@ -42,6 +44,7 @@ class BundleStore(Generic[Loaded]):
         Args:
             flip: told what to answer from now on (surface to bundle, all of them loaded).
             holds: bundles that requests in flight still name.
+            tallies: how the answers of the loaded bundles went.
             drop: gives up what a bundle holds besides memory.
         """
         self.member = f"{kind}-{secrets.token_hex(4)}"
@@ -50,6 +53,7 @@ class BundleStore(Generic[Loaded]):
         self.live: dict[str, str] = {}
         self.orders = Orders("")
         self._load, self._flip, self._holds, self._drop = load, flip, holds, drop
+        self._tallies = tallies
         self._failed: dict[str, str] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
@@ -66,6 +70,7 @@ class BundleStore(Generic[Loaded]):
             dict(self._failed),
             dict(self.live) if gateway else {},
             frozenset(self._holds()) if gateway else frozenset(),
+            dict(self._tallies(self.loaded)) if gateway else {},
         )
 
     async def follow(self, exchange: Exchange) -> None:

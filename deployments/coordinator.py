@@ -12,7 +12,6 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from app.api.problems import FieldError, Problem, problem_of
-from app.bundles.load import load_bundle
 from app.bundles.registry import BundleRow, Promotion, open_registry, rfc3339
 from app.errors import MantaError
 from app.events.producer import EventProducer
@@ -20,9 +19,7 @@ from app.events.schema import PUBLISHED
 from app.settings import Settings
 from deployments.cluster import NAMESPACE
 from deployments.rollout import Orders, Report
-from deployments.smoke import smoke
 from deployments.swap import Swap
-from deployments.threads import cap_threads
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +32,6 @@ class SwapCoordinator:
     """`Swap` behind Ray: errors cross the process boundary as plain values, under `problem`."""
 
     def __init__(self, settings: Settings, home: str) -> None:
-        cap_threads(1)
         self._settings = settings
         self._registry = open_registry(settings, Path(home))
         self._producer: EventProducer | None = None
@@ -102,7 +98,15 @@ class SwapCoordinator:
 
 
 def smoke_folder(folder: Path) -> None:
-    """Answers one request from a bundle's folder, whose hashes were just verified."""
+    """Answers one request from a bundle's folder, whose hashes were just verified.
+
+    Torch and FAISS are imported here, so that a coordinator that has nothing to promote stays small.
+    """
+    from app.bundles.load import load_bundle
+    from deployments.smoke import smoke
+    from deployments.threads import cap_threads
+
+    cap_threads(1)
     smoke(load_bundle(folder, check_hashes=False))
 
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from deployments.answering import Answering, Held
 from deployments.bundles import BundleStore
 from deployments.coordinator import Coordinator
 from deployments.freshness import Follower
+from deployments.health import Tally
 from deployments.impressions import Impressions
 from deployments.loopback import keep_to_node
 from deployments.metrics import GatewayMetrics, alive, exposition, keep_in_files
@@ -70,7 +71,7 @@ class Gateway:
         self._home = Path(home)
         self._coordinator = Coordinator(settings, self._home)
         self._store: BundleStore[Held] = BundleStore(
-            "gateway", self._load, flip=self._flip, holds=self._holds, drop=Held.close
+            "gateway", self._load, flip=self._flip, holds=self._holds, drop=Held.close, tallies=self._tallies
         )
         name = self._store.member
         self._metrics_folder = self._home / "metrics"
@@ -159,6 +160,9 @@ class Gateway:
 
     def _holds(self) -> set[str]:
         return self._answering.holds()
+
+    def _tallies(self, bundles: Iterable[str]) -> Mapping[str, Tally]:
+        return self._answering.health.tallies(bundles)
 
     def _moved(self) -> None:
         self._answering.follow_items()

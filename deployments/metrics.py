@@ -6,7 +6,7 @@ prometheus_client decides when it is imported whether its values live in files; 
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
@@ -82,9 +82,7 @@ class GatewayMetrics:
             buckets=SECONDS,
             registry=registry,
         )
-        self._cache = Counter(
-            "manta_cache", "Answers asked of the answer cache.", ("surface", "hit"), registry=registry
-        )
+        self._hits = Counter("manta_cache_hits", "Answers out of the answer cache.", ("surface",), registry=registry)
         self._events = Counter("manta_events", "Posted events.", ("outcome",), registry=registry)
         self._gauges = Gauge(
             "manta_gateway",
@@ -104,15 +102,26 @@ class GatewayMetrics:
         self._observers: dict[tuple[object, ...], Callable[[float], None]] = {}
         self._shown: dict[str, str] = {}
 
-    def answered(self, answer: Answer) -> None:
-        """Counts one answer."""
-        reason = answer.degraded_reason
-        key = (answer.surface, answer.variant, answer.degraded or "ranked", reason.cause if reason else "")
-        counter = self._children.get(key)
-        if counter is None:
-            counter = self._children[key] = self._answers.labels(*key)
-        counter.inc()
-        self._observe(self._latency, answer.surface)(answer.timings_ms["total"] / 1000)
+    def answered(self, answers: Sequence[Answer]) -> None:
+        """Counts the answers of a batch."""
+        counts: dict[tuple[str, ...], int] = {}
+        for answer in answers:
+            reason = answer.degraded_reason
+            key: tuple[str, ...] = (
+                answer.surface,
+                answer.variant,
+                answer.degraded or "ranked",
+                reason.cause if reason else "",
+            )
+            counts[key] = counts.get(key, 0) + 1
+            if answer.cache_hit:
+                self._hits.labels(answer.surface).inc()
+            self._observe(self._latency, answer.surface)(answer.timings_ms["total"] / 1000)
+        for key, count in counts.items():
+            counter = self._children.get(key)
+            if counter is None:
+                counter = self._children[key] = self._answers.labels(*key)
+            counter.inc(count)
 
     def batch(self, surface: str, size: int, timings_ms: dict[str, float]) -> None:
         """Counts one micro-batch and the stages it went through."""
@@ -123,9 +132,6 @@ class GatewayMetrics:
 
     def problem(self, surface: str, status: int) -> None:
         self._problems.labels(surface, str(status)).inc()
-
-    def cache(self, surface: str, hit: bool) -> None:
-        self._cache.labels(surface, str(hit).lower()).inc()
 
     def events(self, outcome: str, count: int) -> None:
         """Counts events: `accepted`, `rejected` or `unavailable`."""

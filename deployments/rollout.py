@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from deployments.health import Tally
+
 Kind = Literal["gateway", "retriever", "ranker"]
 
 POLL_S = 2.0
@@ -41,6 +43,7 @@ class Report:
         failed: bundle to why it could not be loaded.
         live: of a gateway: surface to the bundle that it answers from.
         holds: of a gateway: bundles that a request in flight still names.
+        tallies: of a gateway: bundle to how its answers went so far.
     """
 
     member: str
@@ -49,6 +52,7 @@ class Report:
     failed: Mapping[str, str] = field(default_factory=dict)
     live: Mapping[str, str] = field(default_factory=dict)
     holds: frozenset[str] = frozenset()
+    tallies: Mapping[str, Tally] = field(default_factory=dict)
 
 
 class Rollout:
@@ -133,6 +137,10 @@ class Rollout:
         """Whether every gateway answers these surfaces from the bundle."""
         wanted = list(surfaces)
         return all(report.live.get(name) == bundle for report in self.members("gateway") for name in wanted)
+
+    def tallies(self, bundle: str) -> dict[str, Tally]:
+        """How each gateway's answers from the bundle went."""
+        return {report.member: report.tallies[bundle] for report in self.members("gateway") if bundle in report.tallies}
 
     def held(self) -> set[str]:
         """Bundles that a gateway answers from, or that one of its requests still names."""

@@ -16,6 +16,7 @@ from app.bundles.manifest import verify
 from app.bundles.registry import ENDED, Promotion, Registry
 from app.errors import Conflict, MantaError
 from app.settings import Settings
+from deployments.health import harm, is_harmful
 from deployments.rollout import EXPIRES_S, Orders, Report, Rollout
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 LOAD_TIMEOUT_S = 300.0
 FLIP_TIMEOUT_S = 30.0
 REGISTRY_POLL_S = 1.0
+# How long a promotion is watched after it went live.
+WATCH_S = 60.0
 # The figures of a promotion keep what was live before, so that one that was interrupted goes on as it was admitted.
 BEFORE = "before"
 
@@ -193,6 +196,25 @@ class Swap:
             await asyncio.to_thread(self._mark_rolled_back, promotion, {bundle for bundle in before.values() if bundle})
         if self._publish is not None:
             await asyncio.to_thread(self._publish, live)
+        if promotion.kind == "promote" and not promotion.force:
+            self._spawn(self._watch_over(promotion, before))
+
+    async def _watch_over(self, promotion: Promotion, before: Mapping[str, str | None]) -> None:
+        """Takes a promotion back by itself where most of its answers fail."""
+        bundle, rollout = promotion.bundle, self.rollout
+        start = rollout.tallies(bundle)
+        if not await rollout.until(lambda: is_harmful(harm(start, rollout.tallies(bundle))), WATCH_S):
+            return
+        found = harm(start, rollout.tallies(bundle))
+        reason = f"{found.failed} of {found.asked} answers failed"
+        logger.error("promotion %s is taken back: %s", promotion.id, reason)
+        try:
+            for surface in promotion.surfaces:
+                if before.get(surface) not in (None, bundle):
+                    back = await self.rollback(surface)
+                    await self._note(promotion, "rolled_back", f"{reason}; {back.id}")
+        except MantaError:
+            logger.exception("promotion %s could not be taken back", promotion.id)
 
     def _mark_rolled_back(self, rollback: Promotion, bundles: set[str]) -> None:
         """The newest promotion that had put the bundle there is rolled back by this one."""
@@ -204,10 +226,13 @@ class Swap:
 
     async def _end(self, promotion: Promotion, state: Any, reason: str) -> None:
         logger.error("promotion %s: %s: %s", promotion.id, state, reason)
+        await self._note(promotion, state, reason)
+
+    async def _note(self, promotion: Promotion, state: Any, reason: str) -> None:
         try:
             await asyncio.to_thread(self._registry.update_promotion, promotion.id, state=state, reason=reason)
         except MantaError:
-            logger.exception("promotion %s could not be ended", promotion.id)
+            logger.exception("promotion %s could not be set to %s", promotion.id, state)
 
     # Orders
 

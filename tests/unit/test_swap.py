@@ -11,6 +11,7 @@ from app.bundles.registry import Promotion, Registry
 from app.errors import BundleError, Conflict, GateRefused, NotFound
 from app.settings import Settings
 from deployments import swap as swap_module
+from deployments.health import Tally
 from deployments.rollout import Kind, Orders, Report
 from deployments.swap import Swap
 
@@ -30,11 +31,12 @@ class Replica:
         self.slow = asyncio.Event()
         self.slow.set()
         self.log: list[tuple[str, str]] = []
+        self.tallies: dict[str, Tally] = {}
         self.task = asyncio.create_task(self._follow())
 
     def report(self) -> Report:
         live = dict(self.live) if self.kind == "gateway" else {}
-        return Report(self.name, self.kind, frozenset(self.loaded), dict(self.failed), live)
+        return Report(self.name, self.kind, frozenset(self.loaded), dict(self.failed), live, tallies=dict(self.tallies))
 
     async def _follow(self) -> None:
         version: str | None = None
@@ -162,6 +164,18 @@ async def test_rollback(registry: Registry, make: Any) -> None:
     assert (back.state, back.bundle) == ("live", "b1")
     assert replicas[0].live == {"home": "b1", "related": "b2"}
     await until(lambda: registry.promotion(second.id).state == "rolled_back")
+
+
+async def test_a_promotion_that_does_harm_is_taken_back_by_itself(registry: Registry, make: Any) -> None:
+    swap, replicas = await make("g1", "g2")
+    await ended(registry, (await swap.promote("b1", None, False, None)).id)
+    harmful = await swap.promote("b2", None, False, None)
+    await ended(registry, harmful.id)
+    await asyncio.sleep(0.1)
+    replicas[0].tallies = {"b2": Tally(40, 40)}
+    replicas[1].tallies = {"b2": Tally(40, 20)}
+    await until(lambda: all(replica.live == {"home": "b1", "related": "b1"} for replica in replicas))
+    await until(lambda: registry.promotion(harmful.id).state == "rolled_back")
 
 
 async def test_of_two_swaps_at_once_one_wins(registry: Registry, make: Any) -> None:

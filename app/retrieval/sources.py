@@ -19,7 +19,7 @@ from app.retrieval.query import Candidates, Query
 
 # Share of the heaviest entry's weight below which an entry is left out: decay leaves long histories few that count.
 NEGLIGIBLE = 1e-4
-DENSE_CELLS = 1 << 24  # scores in memory at once (64 MB); larger batches go in parts
+DENSE_CELLS = 1 << 19  # scores in memory at once: 2 MB, about what a core caches; larger batches go in parts
 
 
 class Source(Protocol):

@@ -55,13 +55,20 @@ def unwinding() -> Iterator[None]:
         yield
         return
 
+    received: list[int] = []
+
     def unwind(number: int, _: FrameType | None) -> None:
         ignore_signals()
+        received.append(number)
         raise Interrupted(number)
 
     before = {number: signal.signal(number, unwind) for number in ENDING}
     try:
         yield
+    except BaseException:
+        if received:  # whatever a library has made of it
+            raise Interrupted(received[0]) from None
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

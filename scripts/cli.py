@@ -4,16 +4,21 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.console import Console
 
 from app.errors import MantaError, SettingsError
 from app.settings import Settings, home_folder
 from scripts import bundles, data, show, system
 from scripts.session import lift_options, open_session
+
+if TYPE_CHECKING:
+    from tune.ingest import IngestReport
+    from tune.report import SweepReport
 
 app = typer.Typer(
     name="manta",
@@ -63,7 +68,8 @@ def import_(
         with show.progress("import") as bar:
             result = import_file(path, kind, columns, attached.settings, bar)
         if to == "lake":
-            result["ingest"] = _ingest(attached.settings, session.home)
+            with show.progress("ingest") as bar:
+                result["ingest"] = _shown(take_in(attached.settings, session.home, bar.topic))
     if json_:
         show.as_json(result)
     else:
@@ -82,8 +88,9 @@ def ingest(
     from deployments.cluster import attach
 
     session = open_session()
-    with attach(session.settings, session.home, say=show.say) as attached:
-        result = _ingest(attached.settings, session.home, follow=follow, accept_gap=accept_gap)
+    with attach(session.settings, session.home, say=show.say) as attached, show.progress("ingest") as bar:
+        options = {"follow": follow, "accept_gap": accept_gap}
+        result = _shown(take_in(attached.settings, session.home, bar.topic, **options))
     if json_:
         show.as_json(result)
     else:
@@ -103,14 +110,9 @@ def sweep(
         raise SettingsError("manta sweep", "FILE.yaml", None, "a sweep file, or --resume ID")
     session = open_session()
     with attach(session.settings, session.home, needs_broker=False, say=show.say) as attached:
-        from rich.console import Console
+        from tune.report import leaderboard
 
-        from tune.report import leaderboard, live
-        from tune.sweep import TUNE_VARIABLES, run_sweep
-
-        os.environ.update(TUNE_VARIABLES)
-        with live(Console(stderr=True)) as watch:
-            report = run_sweep(attached.settings, session.home, file, resume, watch)
+        report = learn(attached.settings, session.home, Console(stderr=True), file, resume)
         result: dict[str, Any] = {**report.as_json(), "folder": str(report.folder)}
         if json_:
             show.as_json(result)
@@ -120,12 +122,32 @@ def sweep(
             show.facts({name: result[name] for name in ("sweep", "metric", "best", "bundle", "folder")})
 
 
-def _ingest(settings: Settings, home: Path, *, follow: bool = False, accept_gap: bool = False) -> dict[str, Any]:
-    """One ingest on the Ray that is joined, as the command shows it."""
+def take_in(
+    settings: Settings,
+    home: Path,
+    progress: Callable[[str, int, int], None],
+    *,
+    follow: bool = False,
+    accept_gap: bool = False,
+) -> "IngestReport":
+    """One ingest on the Ray that is joined."""
     from tune.ingest import run_ingest
 
-    with show.progress("ingest") as bar:
-        report = run_ingest(settings, home, follow=follow, accept_gap=accept_gap, progress=bar.topic)
+    return run_ingest(settings, home, follow=follow, accept_gap=accept_gap, progress=progress)
+
+
+def learn(
+    settings: Settings, home: Path, console: Console, file: Path | None, resume: str | None = None
+) -> "SweepReport":
+    """One sweep on the Ray that is joined, shown on the console as it goes."""
+    from tune.report import live
+    from tune.sweep import run_sweep
+
+    with live(console) as watch:
+        return run_sweep(settings, home, file, resume, watch)
+
+
+def _shown(report: "IngestReport") -> dict[str, Any]:
     return {
         "rows": dict(report.rows),
         "duplicates": report.duplicates,
@@ -159,7 +181,8 @@ def _run(words: list[str]) -> int:
         code = app(words, prog_name="manta", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except typer.TyperException as error:
-        error.show()
+        shown = getattr(error, "show", None)  # only those of the parser have it: usage, and what is wrong
+        shown() if shown is not None else show.say(str(error))
         return error.exit_code
     except MantaError as error:
         show.say(str(error))

@@ -17,6 +17,7 @@ from app.errors import MantaError
 from app.settings import Settings
 from deployments.cluster import Run, mark_up
 from deployments.processes import marked
+from scripts.cli import learn, take_in
 from scripts.memory import PeakMemory
 from scripts.movielens import Ratings, keyed, load_ratings
 from scripts.replay import Client, replay
@@ -96,22 +97,17 @@ class Story:
         """Rows of the lake's events afterwards."""
         from app.lake.snapshot import snapshot
         from app.lake.tables import open_lake
-        from tune.ingest import run_ingest
 
         with self._step(name, 1) as advance:
-            report = run_ingest(self.settings, self.home, progress=lambda _topic, n, total: advance(n, total))
+            report = take_in(self.settings, self.home, lambda _topic, n, total: advance(n, total))
             if report.dead_letters:
                 raise MantaError(f"found dead letters {dict(report.dead_letters)}, wanted none")
         return snapshot(open_lake(self.settings, self.home), "events").rows
 
     def _sweep(self) -> None:
-        from tune.report import live
-        from tune.sweep import run_sweep
-
         self.step = "sweep"
         self._console.print("[bold]sweep[/bold]: many models, one winner")
-        with live(self._console) as watch:
-            report = run_sweep(self.settings, self.home, SWEEP, progress=watch)
+        report = learn(self.settings, self.home, self._console, SWEEP)
         if report.bundle is None:
             raise MantaError(f"sweep {report.id} registered no bundle")
         self._console.print(f"  leaderboard: {report.folder / 'leaderboard.png'}", soft_wrap=True)

@@ -15,7 +15,7 @@ from app.features.table import feature_names, make_spec
 from app.models.candidate import CandidateModel
 from app.models.interactions import Catalogue, Histories, Interactions
 from app.ranking.examples import Examples, training_examples
-from app.ranking.network import NetworkRanker
+from app.ranking.network import NetworkParams, NetworkRanker
 from app.ranking.ranker import Ranker
 from app.retrieval.allowed import Allowed
 from app.retrieval.merge import Found, merge
@@ -29,7 +29,9 @@ LEADING, FOLLOWING, FILLING = 100, 60, 20  # candidates of the first source, of 
 FILLERS = ("content", "popularity")
 MOST_SOURCES = 4
 WORTH = 0.02  # a further source must find this share more targets: each costs time in every answer
-MOST_RANKER_CASES = 3000
+MOST_RANKER_CASES = 6000
+LEAST_RANKER_CASES, MANY_RANKER_CASES = 50, 20_000  # cases whose target was retrieved
+SMALL = NetworkParams(cross_layers=1, hidden=16)  # with few cases a larger network varies more from seed to seed
 MIX_CASES = 1000
 BATCH = 64
 
@@ -124,9 +126,10 @@ def assemble(
 
 def fit_ranker(examples: Examples, spec: FeatureSpec, seed: int) -> NetworkRanker | None:
     """A ranker trained on the examples, None: too few of them hold their target."""
-    if len(examples.with_target()) < 50:
+    usable = len(examples.with_target())
+    if usable < LEAST_RANKER_CASES:
         return None
-    ranker = NetworkRanker(feature_names(spec))
+    ranker = NetworkRanker(feature_names(spec), SMALL if usable < MANY_RANKER_CASES else None)
     ranker.fit(examples, seed=seed)
     return ranker
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -93,7 +93,8 @@ def leaderboard(trials: Sequence[TrialRecord], metric: str, limit: int | None = 
     """The trials as a table, best first."""
     table = Table(title=None, box=None, pad_edge=False)
     for name in ("#", "trial", metric, "fit s", "passes", "state", "parameters"):
-        table.add_column(name, justify="right" if name in ("#", metric, "fit s", "passes") else "left", no_wrap=True)
+        justify: Literal["left", "right"] = "right" if name in ("#", metric, "fit s", "passes") else "left"
+        table.add_column(name, justify=justify, no_wrap=name != "parameters")  # what is too wide wraps there alone
     best = {trial.name for trial in best_by_family(trials).values()}
     for place, trial in enumerate(ranked(trials)[:limit], 1):
         value = "" if trial.value is None else f"{trial.value:.4f}"

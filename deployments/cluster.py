@@ -141,6 +141,13 @@ def stop(home: Path) -> bool:
         return _end(home, run)
 
 
+def endpoint_of(settings: Settings) -> str:
+    """Where a client on this machine finds the endpoint."""
+    host = settings.http.host
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    return f"http://{shown}:{settings.http.port}"
+
+
 def wait_for_dashboard(run: Run, seconds: float = 60.0) -> None:
     """Returns once the dashboard takes connections (jobs can be submitted then)."""
     _wait(run.ports.dashboard, run.ray, seconds, f"Ray's dashboard at {run.dashboard}")
@@ -181,13 +188,11 @@ def _reserve(settings: Settings, home: Path) -> Run:
     session, block = ports.reserve(home, settings.ray.session_dir)
     own = settings.kafka.bootstrap_servers
     kafka = own or f"127.0.0.1:{block.kafka}"
-    host = settings.http.host
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
     run = Run(
         home=home,
         session=session,
         started=time.time(),
-        endpoint=f"http://{shown}:{settings.http.port}",
+        endpoint=endpoint_of(settings),
         kafka=kafka,
         embedded_broker=not own,
         ports=block,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.errors import MantaError
-from deployments.run import Run, running
+from deployments.run import Run
 from scripts import show
 from scripts.session import open_session
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 BundleId = Annotated[str, typer.Argument(metavar="ID", help="Id of the bundle.")]
 WAIT_S = 300.0
+Promoted = dict[str, Any]
 
 
-def add_to(app: typer.Typer) -> None:
-    """Registers the group."""
+def add_to(app: typer.Typer) -> typer.Typer:
+    """Registers the group; the command line adds what needs the offline side."""
     group = typer.Typer(help="Bundles: list, show, verify, promote, rollback.", no_args_is_help=True)
     group.command("list", epilog="Example: manta bundles list --json")(list_)
     group.command("show", epilog="Example: manta bundles show b-20261121-1")(show_)
     group.command("verify", epilog="Example: manta bundles verify b-20261121-1")(verify)
-    group.command("promote", epilog="Example: manta bundles promote b-20261121-1 --surface home")(promote)
-    group.command("rollback", epilog="Example: manta bundles rollback home")(rollback)
     app.add_typer(group, name="bundles")
+    return group
 
 
 def list_(json_: show.JsonFlag = False) -> None:
@@ -82,32 +82,29 @@ def verify(
         print(f"{manifest.id}: {len(manifest.files)} files are as they were written")
 
 
-def promote(
-    bundle: BundleId,
-    surface: Annotated[
-        list[str] | None, typer.Option(help="Surface; repeats. Default: all that it was built for.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Skip the metric gate (never hashes and smoke).")] = False,
-    expected: Annotated[str | None, typer.Option(help="Refuse unless this bundle is live now.")] = None,
-    json_: show.JsonFlag = False,
-) -> None:
-    """Makes a bundle live: hashes, metric gate, smoke request, then all replicas at once."""
+def promote_live(run: Run, bundle: str, surfaces: list[str] | None, force: bool, expected: str | None) -> Promoted:
+    """Through the endpoint: every replica loads it, then all change at once. Waits for the end."""
     body: dict[str, Any] = {"force": force}
-    if surface:
-        body["surfaces"] = surface
+    if surfaces:
+        body["surfaces"] = surfaces
     if expected:
         body["expected"] = expected
-    run = _up()
-    _follow(run, _call(run, f"/v1/bundles/{bundle}/promote", body), json_)
+    return _follow(run, _call(run, f"/v1/bundles/{bundle}/promote", body))
 
 
-def rollback(
-    surface: Annotated[str, typer.Argument(help="The surface.")],
-    json_: show.JsonFlag = False,
-) -> None:
-    """Makes the bundle live again that was live before on a surface."""
-    run = _up()
-    _follow(run, _call(run, f"/v1/surfaces/{surface}/rollback", {}), json_)
+def rollback_live(run: Run, surface: str) -> Promoted:
+    """Through the endpoint, as `promote_live`."""
+    return _follow(run, _call(run, f"/v1/surfaces/{surface}/rollback", {}))
+
+
+def report(promotion: Promoted, as_json: bool) -> None:
+    """Prints what became of a promotion; MantaError unless it is live."""
+    if as_json:
+        show.as_json(promotion)
+    elif promotion["state"] == "live":
+        print(f"{promotion['bundle']} is live on {', '.join(promotion['surfaces'])}")
+    if promotion["state"] != "live":
+        raise MantaError(f"promotion {promotion['promotion']}: {promotion['state']}: {promotion.get('reason') or '-'}")
 
 
 def _registry() -> "Registry":
@@ -117,16 +114,8 @@ def _registry() -> "Registry":
     return open_registry(session.settings, session.home)
 
 
-def _up() -> Run:
-    session = open_session()
-    run = running(session.home)
-    if run is None or run.ray is None:
-        raise MantaError(f"no endpoint is running in {session.home}: `manta up` starts it")
-    return run
-
-
-def _follow(run: Run, begun: dict[str, Any], json_: bool) -> None:
-    """Waits for the end of a promotion and says what became of it; MantaError unless it went live."""
+def _follow(run: Run, begun: Promoted) -> Promoted:
+    """Waits for the end of a promotion."""
     deadline = time.monotonic() + WAIT_S
     promotion = begun
     told = ""
@@ -140,12 +129,7 @@ def _follow(run: Run, begun: dict[str, Any], json_: bool) -> None:
             show.say(line)
             told = line
         time.sleep(0.2)
-    if json_:
-        show.as_json(promotion)
-    elif promotion["state"] == "live":
-        print(f"{promotion['bundle']} is live on {', '.join(promotion['surfaces'])}")
-    if promotion["state"] != "live":
-        raise MantaError(f"promotion {promotion['promotion']}: {promotion['state']}: {promotion.get('reason') or '-'}")
+    return promotion
 
 
 def _call(run: Run, path: str, body: dict[str, Any] | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from app.errors import MantaError, SettingsError
 from app.settings import Settings, home_folder
+from deployments.run import running
 from scripts import bundles, data, show, system
 from scripts.session import lift_options, open_session
 
@@ -30,7 +32,9 @@ app = typer.Typer(
 )
 system.add_to(app)
 data.add_to(app)
-bundles.add_to(app)
+bundle_commands = bundles.add_to(app)
+state_commands = typer.Typer(help="User and item state of this machine.", no_args_is_help=True)
+app.add_typer(state_commands, name="state")
 
 
 @app.callback()
@@ -169,6 +173,62 @@ def _column_map(words: list[str]) -> dict[str, str]:
             raise MantaError(f"manta import: two columns are named {target}")
         found[source] = target
     return found
+
+
+@bundle_commands.command(epilog="Example: manta bundles promote b-20261121-1 --surface home")
+def promote(
+    bundle: bundles.BundleId,
+    surface: Annotated[
+        list[str] | None, typer.Option(help="Surface; repeats. Default: all that it was built for.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Skip the metric gate (never hashes and smoke).")] = False,
+    expected: Annotated[str | None, typer.Option(metavar="ID", help="Refuse unless this bundle is live now.")] = None,
+    json_: show.JsonFlag = False,
+) -> None:
+    """Makes a bundle live: hashes, metric gate, smoke request; of a running system all replicas change at once."""
+    session = open_session()
+    run = running(session.home)
+    if run is not None and run.state == "up":
+        promotion = bundles.promote_live(run, bundle, surface, force, expected)
+    else:
+        from tune import promote as offline
+
+        found = offline.promote(session.settings, session.home, bundle, surface, force=force, expected=expected)
+        promotion = found.as_json()
+    bundles.report(promotion, json_)
+
+
+@bundle_commands.command(epilog="Example: manta bundles rollback home")
+def rollback(surface: Annotated[str, typer.Argument(help="The surface.")], json_: show.JsonFlag = False) -> None:
+    """Makes the bundle live again that was live before on a surface."""
+    session = open_session()
+    run = running(session.home)
+    if run is not None and run.state == "up":
+        promotion = bundles.rollback_live(run, surface)
+    else:
+        from tune import promote as offline
+
+        promotion = offline.rollback(session.settings, session.home, surface).as_json()
+    bundles.report(promotion, json_)
+
+
+@state_commands.command(epilog="Example: manta state rebuild")
+def rebuild(json_: show.JsonFlag = False) -> None:
+    """Folds the lake and what Kafka holds behind it into a new database; a running writer changes over to it."""
+    from app.lake.tables import open_lake
+    from app.state.rebuild import rebuild as fold
+    from deployments.cluster import attach
+
+    session = open_session()
+    with (
+        attach(session.settings, session.home, ray=False, say=show.say) as attached,
+        show.progress("rebuild") as bar,
+    ):
+        report = fold(attached.settings, session.home, open_lake(attached.settings, session.home), bar.topic)
+    if json_:
+        show.as_json(asdict(report))
+    else:
+        show.facts(asdict(report))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

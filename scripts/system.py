@@ -1,10 +1,12 @@
 """Commands about the running system: up, down, serve, status, env, openapi."""
 
 import json
+import logging
 import shlex
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
@@ -45,9 +47,11 @@ def up(port: Port = None, json_: show.JsonFlag = False) -> None:
     else:
         _require_endpoint_port(session, run)
         with cluster.attach(session.settings, session.home, say=show.say) as attached:
-            assert attached.run is not None
-            launch(attached.settings, attached.run)
-            cluster.mark_up(attached.run, stays=True)
+            if attached.run is None:  # a job on a cluster that `ray up` started
+                _deploy(attached.settings, session.home)
+            else:
+                launch(attached.settings, attached.run)
+                cluster.mark_up(attached.run, stays=True)
         run = running(session.home)
     _report(session, run, json_)
 
@@ -60,7 +64,8 @@ def serve(port: Port = None) -> None:
         raise MantaError(f"a system is up in {session.home} already ({run.endpoint}): `manta down` ends it")
     _require_endpoint_port(session, run)
     with cluster.attach(session.settings, session.home, ends=True, say=show.say) as attached:
-        assert attached.run is not None
+        if attached.run is None:
+            raise MantaError("`manta serve` starts a system of its own: type it outside of `ray job submit`")
         launch(attached.settings, attached.run)
         cluster.mark_up(attached.run, stays=False)
         show.say(f"serving at {attached.run.endpoint} until Ctrl-C; Ray's dashboard at {attached.run.dashboard}")
@@ -71,17 +76,22 @@ def serve(port: Port = None) -> None:
 
 def launch(settings: Settings, run: Run) -> None:
     """Everything that runs on Ray: topics, state writers, the endpoint; returns once requests can be sent."""
+    _deploy(settings, run.home)
+    cluster.wait_for_dashboard(run)
+
+
+def _deploy(settings: Settings, home: Path) -> None:
     from app.events.topics import ensure_topics
     from deployments.build import deploy
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it is importing Serve that made it talkative
     show.say("starting the state writer and the endpoint")
     ensure_topics(settings.kafka)
-    deploy(settings, run.home)
-    live = bool(_live(Session(settings, run.home)))
-    _wait_for(run.endpoint + ("/readyz" if live else "/healthz"))
-    cluster.wait_for_dashboard(run)
+    deploy(settings, home)
+    live = set(settings.surfaces) <= set(_live(Session(settings, home)))
+    _wait_for(cluster.endpoint_of(settings) + ("/readyz" if live else "/healthz"))
     if not live:
-        show.say("no bundle is live yet: `manta sweep FILE.yaml`, then `manta bundles promote ID`")
+        show.say("not every surface has a live bundle: `manta sweep FILE.yaml`, then `manta bundles promote ID`")
 
 
 def down(json_: show.JsonFlag = False) -> None:

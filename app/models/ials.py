@@ -1,5 +1,6 @@
 """iALS: matrix factorisation for implicit feedback; `implicit` fits the items, a history is folded in here."""
 
+import itertools
 from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Self
@@ -16,7 +17,7 @@ from app.models.history_decay import HistoryDecay, decayed_weights
 from app.models.interactions import Catalogue, Histories, Interactions
 from app.models.storage import checked, load_model_files, save_model
 
-CELLS = 16_000_000  # padded history × factors held at once while folding in (64 MB)
+CELLS = 16_000_000  # factors × factors of all histories held at once while folding in (64 MB)
 
 
 class IalsParams(HistoryDecay):
@@ -86,10 +87,7 @@ class Ials:
         """float32 (B, d): the users' vectors given the items', in closed form; zeros for an empty history."""
         weights = decayed_weights(histories, self.params, self.n_items)
         vectors = np.zeros((len(histories), self._vectors.shape[1]), np.float32)
-        longest = int(histories.lengths.max(initial=0))
-        if longest == 0:
-            return vectors
-        step = max(1, CELLS // (longest * vectors.shape[1]))
+        step = max(1, CELLS // vectors.shape[1] ** 2)
         for start in range(0, len(histories), step):
             end = min(start + step, len(histories))
             own = weights[histories.offsets[start] : histories.offsets[end]]
@@ -97,18 +95,16 @@ class Ials:
         return vectors
 
     def _fold_in(self, histories: Histories, weights: NDArray[np.float32]) -> NDArray[np.float32]:
-        owner = histories.owner
-        place = np.arange(len(owner)) - histories.offsets[owner]
-        shape = (len(histories), int(histories.lengths.max(initial=0)))
-        rows = np.full(shape, self.n_items, np.int64)
-        rows[owner, place] = np.minimum(histories.items, self.n_items)
-        padded = np.zeros(shape, np.float32)
-        padded[owner, place] = weights
-        items = self._padded[rows]  # (B, L, d)
-        scaled = items * (np.float32(self.params.alpha) * padded)[:, :, None]
-        left = self._gram + scaled.transpose(0, 2, 1) @ items
-        right = items.transpose(0, 2, 1) @ (np.float32(1 + self.params.alpha) * padded)[:, :, None]
-        return np.linalg.solve(left, right)[:, :, 0].astype(np.float32)
+        width = self._vectors.shape[1]
+        left = np.empty((len(histories), width, width), np.float32)
+        right = np.empty((len(histories), width, 1), np.float32)
+        rows = np.minimum(histories.items, self.n_items)
+        # One history at a time: padded to the longest of a batch, its sums would depend on the batch.
+        for place, (start, end) in enumerate(itertools.pairwise(histories.offsets.tolist())):
+            items, own = self._padded[rows[start:end]], weights[start:end, None]
+            left[place] = (items * (np.float32(self.params.alpha) * own)).T @ items
+            right[place] = items.T @ (np.float32(1 + self.params.alpha) * own)
+        return np.linalg.solve(self._gram + left, right)[:, :, 0].astype(np.float32)
 
     def score(self, histories: Histories) -> NDArray[np.float32]:
         return self.encode(histories) @ self._vectors.T

@@ -45,7 +45,7 @@ def main() -> int:
             story = Story(attached.settings, attached.run, console, began=psutil.Process().create_time())
             story.tell()
             if not given.once:
-                _stay(console)
+                _stay(console, home)
     except KeyboardInterrupt as interrupted:
         console.print("demo: stopped")
         return 0 if story is not None and story.told else getattr(interrupted, "code", 130)
@@ -96,10 +96,11 @@ def _check(settings: Settings, home: Path) -> None:
         )
 
 
-def _stay(console: Console) -> None:
+def _stay(console: Console, home: Path) -> None:
     console.print("\nUp until Ctrl-C.")
-    while True:
-        time.sleep(3600)
+    while cluster.running(home) is not None:
+        time.sleep(0.5)
+    raise MantaError("the system was ended from outside (`scripts/manta down`, or logs/ray.log says more)")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -90,6 +91,47 @@ def test_env_is_all_that_ray_job_submit_needs(up: Run) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert f'"endpoint": "{up.endpoint}"' in done.stdout
     assert (up.home / "ray" / "token").stat().st_mode & 0o777 == 0o600
+
+
+def played(folder: Path) -> tuple[Path, Path]:
+    """Files of 30 items and of 60 users' 1,800 ratings in the order of time."""
+    random = Random(0)
+    genres = ("Drama", "Comedy")
+    items = [{"item_id": f"i{n}", "title": f"Item {n}", "genres": [genres[n % 2]], "year": 1990 + n} for n in range(30)]
+    events = []
+    for n in range(1800):
+        user = random.randrange(60)
+        liked = [item["item_id"] for item in items if item["genres"] == [genres[user % 2]]]
+        at = f"2026-01-{1 + n // 75:02}T{n % 75 // 4:02}:{n % 4 * 15:02}:00Z"
+        events.append({"user_id": f"u{user}", "item_id": random.choice(liked), "event_time": at, "value": 4.0})
+    files = folder / "items.jsonl", folder / "events.jsonl"
+    for file, rows in zip(files, (items, events), strict=True):
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return files
+
+
+@pytest.mark.timeout(2 * START_S)
+def test_jobs_on_the_systems_own_ray_learn_what_it_then_serves(up: Run, tmp_path: Path) -> None:
+    for kind, file in zip(("items", "events"), played(tmp_path), strict=True):
+        sent = manta(up.home, "import", str(file), "--kind", kind, "--json")
+        assert sent.returncode == 0, sent.stderr
+    sweep = tmp_path / "small.yaml"
+    sweep.write_text("name: small\nsearch: random\nfamilies: {popularity: {samples: 1}, item_knn: {samples: 1}}\n")
+    submit = "ray job submit -- manta"
+    line = f'eval "$({sys.executable} -P -m scripts.cli env)" && {submit} ingest && {submit} sweep {sweep}'
+    done = subprocess.run(["bash", "-c", line], env=bare(up.home), capture_output=True, text=True, timeout=START_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    listed = json.loads(manta(up.home, "bundles", "list", "--json").stdout)["bundles"]
+    assert [row["live"] for row in listed] == [[]], "registered, not live"
+    promoted = manta(up.home, "bundles", "promote", listed[0]["bundle"])
+    assert promoted.returncode == 0, promoted.stderr
+    assert manta(up.home, "bundles", "verify", listed[0]["bundle"]).returncode == 0
+    asked = urllib.request.Request(up.endpoint + "/v1/recommend", b'{"user_id": "u1", "k": 5}')
+    asked.add_header("Content-Type", "application/json")
+    with urllib.request.urlopen(asked, timeout=10) as answer:
+        said = json.load(answer)
+    assert said["bundle"] == listed[0]["bundle"]
+    assert len(said["items"]) == 5
 
 
 def test_only_haproxys_two_ports_are_open_to_others(up: Run) -> None:

@@ -51,6 +51,19 @@ class Examples:
         rows = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][cases] - offsets[:-1], lengths)
         return Examples(self.features[rows], offsets, self.targets[cases])
 
+    def thinned(self, most: int, random: np.random.Generator) -> "Examples":
+        """About `most` random candidates of each case, the target always among them."""
+        lengths = np.diff(self.offsets)
+        if not len(lengths) or lengths.max() <= most:
+            return self
+        keep = random.random(len(self.features), np.float32) < (most / np.maximum(lengths, 1))[self.owner]
+        has = self.targets >= 0
+        rows = self.offsets[:-1] + np.maximum(self.targets, 0)
+        keep[rows[has]] = True
+        before = np.concatenate([[0], np.cumsum(keep)]).astype(np.int64)
+        targets = np.where(has, before[np.where(has, rows, 0)] - before[self.offsets[:-1]], -1)
+        return Examples(self.features[keep], before[self.offsets], targets)
+
     def with_target(self) -> "Examples":
         """Only the cases whose target was retrieved."""
         found = np.flatnonzero(self.targets >= 0)

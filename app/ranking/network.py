@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from app.errors import BundleError
+from app.models.adam import AdamW, warm_then_cosine
 from app.ranking.examples import Examples
 
 LEAST_ROWS = 4  # fewer take another path through BLAS, whose sums differ: a candidate scores the same in any batch
@@ -25,13 +26,14 @@ class NetworkParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    cross_layers: int = Field(2, ge=0, le=6, description="Full-rank cross layers.")
+    cross_layers: int = Field(1, ge=0, le=6, description="Full-rank cross layers.")
     hidden: int = Field(32, ge=4, le=512, description="Width of the two deep layers beside them.")
     dropout: float = Field(0.1, ge=0, lt=0.9, description="On the deep layers.")
     weight_decay: float = Field(1e-3, ge=0, description="AdamW's decoupled decay.")
-    learning_rate: float = Field(3e-3, gt=0)
+    learning_rate: float = Field(2e-3, gt=0, description="At its peak; falls as a cosine.")
+    candidates: int = Field(64, ge=2, description="Candidates of a case that a step sees, drawn anew each epoch.")
     batch_cases: int = Field(64, ge=1, description="Cases in a step.")
-    epochs: int = Field(20, ge=1, description="At most.")
+    epochs: int = Field(12, ge=1, description="At most.")
     patience: int = Field(3, ge=1, description="Epochs without a better held-out loss before it stops.")
     held_out: float = Field(0.15, gt=0, lt=0.9, description="Newest share of the cases, for stopping.")
 
@@ -135,7 +137,9 @@ class NetworkRanker:
         self.module.mean.copy_(torch.from_numpy(train.features.mean(axis=0)))
         deviation = train.features.std(axis=0)
         self.module.scale.copy_(torch.from_numpy(np.where(deviation > 1e-6, 1.0 / np.maximum(deviation, 1e-6), 0.0)))
-        optimiser = torch.optim.AdamW(self.module.parameters(), lr=p.learning_rate, weight_decay=p.weight_decay)
+        steps = -(-len(train) // p.batch_cases) * p.epochs
+        schedule = warm_then_cosine(steps)
+        optimiser = AdamW(self.module.parameters(), lr=p.learning_rate, l2=p.weight_decay, schedule=schedule)
         losses: list[float] = []
         best: dict[str, Tensor] = {}
         for epoch in range(p.epochs):
@@ -155,12 +159,13 @@ class NetworkRanker:
         ndcg = float(ndcg_among_candidates(self.score(held.features), held).mean())
         return TrainingReport(losses, kept + 1, losses[kept], ndcg, len(train) + len(held))
 
-    def _epoch(self, train: Examples, optimiser: torch.optim.Optimizer, random: np.random.Generator) -> None:
+    def _epoch(self, train: Examples, optimiser: AdamW, random: np.random.Generator) -> None:
         self.module.train()
         order = random.permutation(len(train))
         for start in range(0, len(order), self.params.batch_cases):
             batch = train.take(np.sort(order[start : start + self.params.batch_cases]))
-            optimiser.zero_grad(set_to_none=True)
+            batch = batch.thinned(self.params.candidates, random)
+            optimiser.zero_grad()
             loss = self._listwise(batch)
             loss.backward()
             nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)

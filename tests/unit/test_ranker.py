@@ -77,5 +77,8 @@ def test_cases_are_taken_whole() -> None:
     assert taken.features[:, 0].tolist() == [2, 3, 4, 5, 0, 1]
     assert taken.offsets.tolist() == [0, 4, 6]
     assert flat.with_target().targets.tolist() == [1, 3]
+    thin = flat.thinned(2, np.random.default_rng(0))
+    assert len(thin.features) < 6
+    assert thin.features[thin.offsets[[0, 2]] + thin.targets[[0, 2]], 0].tolist() == [1.0, 5.0]
     assert flat.slice(1, 3).offsets.tolist() == [0, 0, 4]
     assert ndcg_among_candidates(flat.features[:, 0], flat).tolist() == [1.0, 0.0, 1.0]

@@ -92,7 +92,7 @@ def years_old(c: FeatureContext) -> Column:
     place = next(number for number, column in enumerate(c.spec.numbers) if column.name == c.spec.year)
     column = c.spec.numbers[place]
     standard = c.candidate_numbers[:, place]
-    now = 1970.0 + c.histories.as_of / (DAY_MS * 365.2425)
+    now = 1970.0 + c.as_of / (DAY_MS * 365.2425)
     decades = (now.take(c.owner) - (standard * column.scale + column.mean)) / 10.0
     return np.where(standard == 0, 0.0, np.clip(decades, -1, 20))[None, :].astype(np.float32)
 
@@ -107,7 +107,7 @@ def item_counts(c: FeatureContext) -> Column:
 def item_age(c: FeatureContext) -> Column:
     """log1p of the days from the item's first event to the question; 0 for an item without events."""
     first = c.statistics.first.take(c.statistics_rows)
-    days = np.maximum(c.histories.as_of.take(c.owner) - first, 0) / DAY_MS
+    days = (c.as_of.take(c.owner) - first) / DAY_MS
     return np.where(first < c.statistics.as_of, np.log1p(days), 0.0)[None, :].astype(np.float32)
 
 

@@ -70,6 +70,11 @@ class FeatureContext:
         return self.candidates.owner
 
     @cached_property
+    def as_of(self) -> NDArray[np.int64]:
+        """int64 (B,): the questions' time, never before that of the statistics (a state without events says 0)."""
+        return np.maximum(self.histories.as_of, self.statistics.as_of)
+
+    @cached_property
     def starts(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Where the candidates of each question that has any start, and bool (B,): which questions those are."""
         filled = np.diff(self.candidates.offsets) > 0

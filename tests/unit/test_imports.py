@@ -24,7 +24,7 @@ FLOORS = (
 )
 FLOOR = {package: height for height, packages in enumerate(FLOORS) for package in packages}
 # The chain is one room of several files.
-CHAIN = {f"app.{name}" for name in ("answering", "chain", "complete", "question", "request", "stages")}
+CHAIN = {f"app.{name}" for name in ("answering", "chain", "complete", "door", "question", "request", "stages")}
 FILES = sorted(
     path.relative_to(ROOT) for top in ("app", "tune", "deployments", "scripts") for path in (ROOT / top).rglob("*.py")
 )

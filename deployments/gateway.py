@@ -105,7 +105,7 @@ class Gateway:
         self._edge = create_edge(self)
         self._tasks = [
             asyncio.create_task(self._store.follow(self._coordinator.exchange)),
-            asyncio.create_task(self._show_figures()),
+            asyncio.create_task(self._keep_up()),
         ]
         await self._begin()
         ingress.serve_from(self._edge)
@@ -132,7 +132,7 @@ class Gateway:
     async def check_health(self) -> None:
         """Serve replaces a replica that cannot follow the state although the writer goes on."""
         broken = self._follower.broken_for()
-        if broken > BROKEN_S and self._state.as_of():
+        if broken > BROKEN_S and self._state.writer_seen_ms():
             raise StateUnavailable(f"the replica could not follow the state for {broken:.1f} s")
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
@@ -334,8 +334,13 @@ class Gateway:
         if self._follower.behind():
             await self._follower.refresh()
 
-    async def _show_figures(self) -> None:
+    async def _keep_up(self) -> None:
+        """Also a replica that nobody asks follows the state: its first answer must not pay for what it has missed."""
         while True:
+            try:
+                await self._fresh()
+            except StateUnavailable as error:
+                logger.debug("not caught up: %s", error)
             self._figures()
             alive(self._metrics_folder, self._store.member)
             await asyncio.sleep(FIGURES_S)

@@ -200,12 +200,12 @@ def _run_trials(
         rungs=Rungs(sweep.grace, sweep.reduction) if _stops_early(sweep) else None,
         models=str(folder / "models"),
     )
-    worker = wrap_function(trainable)
+    worker = wrap_function(tune.with_resources(trainable, resources))
     worker.__name__ = worker.__qualname__ = "Trial"  # how Ray's dashboard and `ps` call the workers
     os.environ.update(TUNE_VARIABLES)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     tuner = tune.Tuner(
-        tune.with_resources(worker, resources),
+        worker,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=scheduler,

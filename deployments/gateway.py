@@ -352,6 +352,7 @@ class Gateway:
             "shed": self._edge.shed,
             "impressions_dropped": self._answering.impressions.dropped + self._producer.dropped,
             "state_writer_silent_seconds": max(0.0, time.time() - seen_ms / 1000) if seen_ms else 0.0,
+            "state_lag_messages": self._state.lag(),
             "catch_ups": self._follower.catch_ups,
         }
         for name, value in figures.items():

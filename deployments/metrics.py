@@ -86,7 +86,7 @@ class GatewayMetrics:
         self._events = Counter("manta_events", "Posted events.", ("outcome",), registry=registry)
         self._gauges = Gauge(
             "manta_gateway",
-            "Figures of a gateway replica: in_flight, shed, impressions_dropped, state_age_seconds, catch_ups.",
+            "Figures of a gateway replica: requests in flight and shed, impressions dropped, how far the state is.",
             ("replica", "figure"),
             multiprocess_mode="liveall",
             registry=registry,

@@ -49,7 +49,7 @@ def read_range(consumer: Consumer, wanted: OffsetRange, *, stall_s: float = _STA
         slab = _Slab(wanted.partition)
         heard = time.monotonic()
         while True:
-            messages = consumer.consume(_BATCH, 0.2)
+            messages = consumer.consume(_BATCH, 0.05)
             if messages:
                 heard = time.monotonic()
             elif time.monotonic() - heard > stall_s:

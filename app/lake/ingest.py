@@ -31,6 +31,7 @@ from app.settings import Settings
 TOPICS = (ITEMS, USERS, EVENTS, IMPRESSIONS)
 _LOST_COMMITS = 20
 _READ_FAILURES = 3
+_REMEMBERED = 4_000_000  # events, 24 bytes each
 
 log = logging.getLogger(__name__)
 # Called with (topic, messages read so far, messages to read).
@@ -91,6 +92,7 @@ class IngestJob:
         self._progress = progress
         self._seen: SeenEvents | None = None
         self._seen_from: int | None = None
+        self._arrival = 0
 
     def close(self) -> None:
         """Ends the producer of dead letters."""
@@ -143,6 +145,7 @@ class IngestJob:
             target = TopicOffsets(held.topic_id, target.next | {cut.partition: cut.end for cut in chunk})
             accepted, rejected, doubled = self._read(topic, chunk, now, (done, todo))
             now = self._commit(topic, now, target, accepted, rejected, gaps, doubled)
+            self._forget()
             gaps = []
             done += sum(len(cut) for cut in chunk)
         if gaps or not todo:
@@ -174,7 +177,8 @@ class IngestJob:
         if not len(events):
             return events
         times = events["record_time"].cast(pa.int64()).to_numpy() // 1000
-        seen = self._remember(now, int(times.min()))
+        self._arrival = int(times.min())
+        seen = self._remember(now, self._arrival)
         doubled = seen.duplicates(hashes, times)
         seen.add(hashes[~doubled], times[~doubled])
         return events.filter(pa.array(~doubled)) if doubled.any() else events
@@ -190,6 +194,12 @@ class IngestJob:
                 self._seen.add(hashes, times)
             self._seen_from = least
         return self._seen
+
+    def _forget(self) -> None:
+        """Between commits, when many are remembered: what only a late arrival could double can be read again."""
+        if self._seen is not None and self._seen_from is not None and len(self._seen) > _REMEMBERED:
+            self._seen.forget_before(self._arrival)
+            self._seen_from = max(self._seen_from, self._arrival - self._seen.horizon_ms)
 
     def _commit(
         self,

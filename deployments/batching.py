@@ -1,9 +1,9 @@
 """Micro-batches: requests of one surface and bundle that are there at the same moment are answered together.
 
-Nothing waits while nothing is being worked on. While a batch is under way, newcomers gather until it ends, until the
-bounded wait is over or until the batch is full. Where some have gathered as a batch ends, its own clients are given a
-moment to come back, at most half of what a batch takes: otherwise two halves would take turns, each paying the full
-fixed cost of a batch.
+Nothing waits while nothing is being worked on. While a batch is under way, newcomers gather until it ends, until what a
+batch usually takes is over (so that one that hangs holds nobody up) or until the batch is full. Where some have
+gathered as a batch ends, its own clients are given a moment to come back, at most half of what a batch takes:
+otherwise two halves would take turns, each paying the full fixed cost of a batch.
 """
 
 import asyncio
@@ -12,6 +12,8 @@ from typing import Generic, TypeVar
 
 # Turns of the event loop from bytes in a socket to a request that asks: poll, parse and start its task, run it.
 TURNS = 3
+# However long batches take, nobody waits longer than this for one under way.
+LONGEST_S = 0.025
 
 Asked = TypeVar("Asked")
 Told = TypeVar("Told")
@@ -36,7 +38,7 @@ class Batcher(Generic[Asked, Told]):
         Args:
             work: if it raises itself, each request of the batch is tried once more alone.
             max_batch: requests a batch holds at most.
-            wait_s: longest wait while another batch is under way.
+            wait_s: longest wait for clients to come back; while a batch is under way, the shortest.
         """
         self._work = work
         self._max_batch = max_batch
@@ -66,7 +68,8 @@ class Batcher(Generic[Asked, Told]):
             self._start()
         elif self._alarm is None and not self._turns:
             # Idle: only to the end of this turn of the loop, which gathers what the sockets hold already.
-            self._alarm = loop.call_later(self._wait_s, self._start) if self.running else loop.call_soon(self._start)
+            wait_s = min(max(self._wait_s, self._cost_s), LONGEST_S)
+            self._alarm = loop.call_later(wait_s, self._start) if self.running else loop.call_soon(self._start)
         return answer
 
     def _start(self) -> None:

@@ -41,8 +41,8 @@ def run(events: int = 1_000_000, bootstrap: str = "") -> dict[str, Any]:
         bootstrap: Kafka's address; empty: that of the settings, else one is started.
 
     Returns:
-        Events per core-second: `total` and `cold` (all processes of `run_ingest`, Ray's included; see `_whole`), `floor`
-        (from the steps), and the steps `consume`, `decode`, `dedup`, `write`; `raw` is confluent-kafka's consumer alone.
+        Events per core-second: `total` and `cold` (all processes of `run_ingest`, Ray's included; see `_whole`), the
+        steps `consume`, `decode`, `dedup`, `write`, their `floor`, and `raw`: confluent-kafka's consumer alone.
     """
     address = bootstrap or load_settings().kafka.bootstrap_servers
     if not address:

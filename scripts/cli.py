@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from app.errors import MantaError, SettingsError
 from app.settings import Settings, home_folder
@@ -22,8 +23,21 @@ if TYPE_CHECKING:
     from tune.ingest import IngestReport
     from tune.report import SweepReport
 
+
+class Commands(TyperGroup):
+    """Says so when a command is interrupted, with the exit code of the signal (the parser knows only Ctrl-C's)."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            show.say("interrupted; the next run goes on from here")
+            raise typer.Exit(int(getattr(error, "code", 130))) from None
+
+
 app = typer.Typer(
     name="manta",
+    cls=Commands,
     help="A recommender platform on one Ray cluster: events in, a sweep, one live endpoint.",
     no_args_is_help=True,
     add_completion=False,
@@ -247,9 +261,8 @@ def _run(words: list[str]) -> int:
     except MantaError as error:
         show.say(str(error))
         return error.exit_code
-    except (KeyboardInterrupt, typer.Abort) as error:
-        show.say("interrupted; the next run goes on from here")
-        return int(getattr(error, "code", 130))
+    except KeyboardInterrupt:  # before a command began
+        return 130
     except BrokenPipeError:  # whoever reads us has had enough
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - what is still buffered goes nowhere
         return 0

@@ -1,7 +1,9 @@
 """The swap coordinator as a detached, named Ray actor, and how replicas and commands speak to it."""
 
 import asyncio
+import importlib
 import logging
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,8 @@ class SwapCoordinator:
         self._producer: EventProducer | None = None
         self._swap: Swap | None = None
         self._starting = asyncio.Lock()
+        # Torch and FAISS take seconds to import: neither the start nor the first promotion waits for them.
+        threading.Thread(target=importlib.import_module, args=("deployments.smoke",), daemon=True).start()
 
     async def exchange(self, report: Report, version: str | None) -> Orders:
         """A replica's long poll."""
@@ -98,10 +102,7 @@ class SwapCoordinator:
 
 
 def smoke_folder(folder: Path) -> None:
-    """Answers one request from a bundle's folder, whose hashes were just verified.
-
-    Torch and FAISS are imported here, so that a coordinator that has nothing to promote stays small.
-    """
+    """Answers one request from a bundle's folder, whose hashes were just verified."""
     from app.bundles.load import load_bundle
     from deployments.smoke import smoke
     from deployments.threads import cap_threads

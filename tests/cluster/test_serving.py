@@ -58,7 +58,7 @@ class Caller:
 
     def __init__(self, run: Run) -> None:
         self._address = urlsplit(run.endpoint).netloc
-        self._connection = http.client.HTTPConnection(self._address, timeout=20)
+        self._connection = http.client.HTTPConnection(self._address, timeout=60)
 
     def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         headers = {} if body is None else {"content-type": "application/json"}

@@ -4,15 +4,14 @@ A case is one held-back event: the next event of its user, asked for with the us
 masked, the whole catalogue (`next_event` in app/evaluation). Looked at once, after everything has been chosen.
 """
 
-from collections.abc import Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from app.evaluation.metrics import bootstrap_interval
 from app.evaluation.protocols import Evaluation, evaluated, next_event
-from app.models.candidate import CandidateModel
 from app.models.interactions import Catalogue, Histories, Interactions, Weights
 from scripts.replay import Replayed
 
@@ -20,8 +19,7 @@ METRIC = "ndcg_at_10"
 
 
 def live_quality(
-    models: Mapping[str, CandidateModel],
-    catalogue: Catalogue,
+    folder: Path,
     past: list[dict[str, Any]],
     live: list[dict[str, Any]],
     seen: Replayed,
@@ -31,12 +29,15 @@ def live_quality(
     """Metrics of the chain as the clients saw it, of all-time popularity and of the best single family.
 
     Args:
-        models: the families of the live bundle.
-        catalogue: its items.
+        folder: the live bundle's.
         past, live: the events before the replay and those of it, in time order.
         seen: what the clients saw: the places of `live`'s items in the answers.
         history_limit: newest events that the surface's models look at.
     """
+    from app.bundles.load import load_bundle  # the models are large: only the process that judges takes them in
+
+    bundle = load_bundle(folder)
+    catalogue = bundle.catalogue
     events = interactions_of(past + live, catalogue)
     cases = np.arange(len(past), len(past) + len(live))
     ranks = np.where(seen.places > 0, seen.places, np.inf).astype(np.float64)
@@ -48,7 +49,8 @@ def live_quality(
 
     all_time = next_event(popularity, events, cases, history_limit=history_limit, ks=(10,))
     single = {
-        name: next_event(model, events, cases, history_limit=history_limit, ks=(10,)) for name, model in models.items()
+        name: next_event(model, events, cases, history_limit=history_limit, ks=(10,))
+        for name, model in bundle.models.items()
     }
     best = max(single, key=lambda name: single[name].metrics[METRIC])
     return _figures(chain, all_time, single[best], best)

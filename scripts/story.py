@@ -3,9 +3,13 @@
 import importlib.metadata
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +21,11 @@ from app.errors import MantaError
 from app.settings import Settings
 from deployments.cluster import Run, mark_up
 from deployments.processes import marked
-from scripts.cli import learn, take_in
+from scripts.cli import take_in
+from scripts.live_quality import live_quality
 from scripts.memory import PeakMemory
 from scripts.movielens import Ratings, keyed, load_ratings
-from scripts.replay import Client, replay
+from scripts.replay import Client, Replayed, replay
 from scripts.system import launch
 
 SWEEP = Path(__file__).resolve().parent.parent / "tune" / "sweeps" / "demo.yaml"
@@ -105,13 +110,16 @@ class Story:
         return snapshot(open_lake(self.settings, self.home), "events").rows
 
     def _sweep(self) -> None:
+        """`manta sweep` as a user types it: a process of its own, whose memory is free again once endpoint runs."""
         self.step = "sweep"
         self._console.print("[bold]sweep[/bold]: many models, one winner")
-        report = learn(self.settings, self.home, self._console, SWEEP)
-        if report.bundle is None:
-            raise MantaError(f"sweep {report.id} registered no bundle")
-        self._console.print(f"  leaderboard: {report.folder / 'leaderboard.png'}", soft_wrap=True)
-        self._done.put(bundle=report.bundle, trials=len(report.trials), family=next(iter(report.best)))
+        command = [sys.executable, "-P", "-m", "scripts.cli", "sweep", str(SWEEP), "--json"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=SWEEP.parents[2])
+        if done.returncode != 0:
+            raise MantaError(f"`manta sweep` ended with {done.returncode}; what it said stands above")
+        report = json.loads(done.stdout)
+        self._console.print(f"  leaderboard: {report['folder']}/leaderboard.png", soft_wrap=True)
+        self._done.put(bundle=report["bundle"], trials=len(report["leaderboard"]), family=next(iter(report["best"])))
 
     def _serve(self) -> None:
         with self._step("start the endpoint"):
@@ -187,13 +195,12 @@ class Story:
             "p99_ms": seen.percentile_ms(99),
         }
 
-    def _quality(self, past: list[dict[str, Any]], live: list[dict[str, Any]], seen: Any) -> dict[str, float | str]:
-        from app.bundles.load import load_bundle
-        from scripts.live_quality import live_quality
-
-        bundle = load_bundle(self.home / "bundles" / str(self._done.get("bundle")))
+    def _quality(self, past: list[dict[str, Any]], live: list[dict[str, Any]], seen: Replayed) -> dict[str, Any]:
+        """In a process of its own too: the models are large."""
+        folder = self.home / "bundles" / str(self._done.get("bundle"))
         limit = self.settings.surfaces[self._surface].history_limit
-        return live_quality(bundle.models, bundle.catalogue, past, live, seen, history_limit=limit)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(live_quality, folder, past, live, seen, history_limit=limit).result()
 
     def _freshness(self) -> dict[str, Any]:
         from scripts.freshness import event_to_recommendation_ms

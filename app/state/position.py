@@ -1,8 +1,9 @@
 """The writer's position in shared memory: what is applied, readable without a system call.
 
 One file per node, mapped by the writer and by every replica. The writer publishes only what RocksDB already holds.
-Every number is an aligned 64-bit word, read and written at once, and stands for itself; `moves` is written before all
-others, so that whoever sees any of them moved also sees that there is something to catch up with.
+Every number is an aligned 64-bit word, read and written at once. What a reader looks up once it has caught up stands
+there before `moves` does, and the offsets come last: whoever sees an offset passed also sees that there is something to
+catch up with, and whoever has caught up misses nothing of it.
 """
 
 import mmap
@@ -93,8 +94,8 @@ class Position:
         """Shows what the database holds by now. `published.moves` is what readers compare."""
         words = self._words
         words[_GENERATION] = published.generation
-        words[_MOVES] = published.moves
         words[_ITEMS], words[_WATERMARK] = published.item_sequence, published.watermark
+        words[_MOVES] = published.moves
         for topic, partitions in published.offsets.items():
             base = _HEAD + TOPICS.index(topic) * MAX_PARTITIONS
             for partition, offset in partitions.items():

@@ -34,3 +34,19 @@ def test_no_writer_yet_and_a_file_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "position").write_bytes(bytes(1 << 20))
     with pytest.raises(StateUnavailable, match="layout"):
         Position.open(tmp_path / "position")
+
+
+def test_a_reader_that_sees_the_move_sees_the_items_and_one_that_sees_an_offset_sees_the_move(tmp_path: Path) -> None:
+    class Recorded(dict[int, int]):
+        def __setitem__(self, word: int, value: int) -> None:
+            super().pop(word, None)
+            super().__setitem__(word, value)
+
+    writer = Position.create(tmp_path / "position")
+    words = writer._words
+    seen = Recorded()
+    writer._words = seen  # type: ignore[assignment]
+    writer.publish(Published({"items": {0: 7_000_001}}, 7_000_002, 7_000_003, 1, 7_000_004))
+    writer._words = words
+    order = [value for value in seen.values() if 7_000_000 < value < 8_000_000]
+    assert order == [7_000_002, 7_000_003, 7_000_004, 7_000_001]

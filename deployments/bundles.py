@@ -89,7 +89,12 @@ class BundleStore(Generic[Loaded]):
                     await asyncio.sleep(RETRY_S)
                     continue
                 away, version = False, orders.version
-                self.obey(orders)
+                try:
+                    self.obey(orders)
+                except Exception:  # a full disk, for example: the next orders are obeyed all the same
+                    logger.exception("the orders could not be followed; trying again")
+                    version = None
+                    await asyncio.sleep(RETRY_S)
         finally:
             reporting.cancel()
 
@@ -110,7 +115,7 @@ class BundleStore(Generic[Loaded]):
         for bundle in [bundle for bundle in self._failed if bundle not in orders.load]:
             del self._failed[bundle]
         for bundle, folder in orders.load.items():
-            if bundle not in self.loaded and bundle not in self._tasks:
+            if not (bundle in self.loaded or bundle in self._tasks or bundle in self._failed):
                 self._tasks[bundle] = asyncio.create_task(self._take(bundle, Path(folder)))
         self._settle()
 
@@ -139,7 +144,7 @@ class BundleStore(Generic[Loaded]):
                 exc_info=error,
             )
             self._failed[bundle] = str(error) or type(error).__name__
-            asyncio.get_running_loop().call_later(RETRY_LOAD_S, lambda: self.obey(self.orders))
+            asyncio.get_running_loop().call_later(RETRY_LOAD_S, self._failed.pop, bundle, None)
         finally:
             del self._tasks[bundle]
             self._settle()
@@ -150,8 +155,8 @@ class BundleStore(Generic[Loaded]):
         # A surface keeps what it has until the bundle ordered for it is there.
         live = {**{name: bundle for name, bundle in self.live.items() if name in self.orders.live}, **wanted}
         if live != self.live:
-            self.live = live
             self._flip(live)
+            self.live = live
             self._changed.set()
         kept = {*self.orders.load, *self.live.values(), *self._holds()}
         for bundle in [bundle for bundle in self.loaded if bundle not in kept]:

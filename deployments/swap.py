@@ -200,7 +200,7 @@ class Swap:
             self._spawn(self._watch_over(promotion, before))
 
     async def _watch_over(self, promotion: Promotion, before: Mapping[str, str | None]) -> None:
-        """Takes a promotion back by itself where most of its answers fail."""
+        """Takes a promotion back by itself where most of its answers fail, from the surfaces that still show it."""
         bundle, rollout = promotion.bundle, self.rollout
         start = rollout.tallies(bundle)
         if not await rollout.until(lambda: is_harmful(harm(start, rollout.tallies(bundle))), WATCH_S):
@@ -209,8 +209,9 @@ class Swap:
         reason = f"{found.failed} of {found.asked} answers failed"
         logger.error("promotion %s is taken back: %s", promotion.id, reason)
         try:
+            live = (await asyncio.to_thread(self._registry.aliases)).live
             for surface in promotion.surfaces:
-                if before.get(surface) not in (None, bundle):
+                if live.get(surface) == bundle and before.get(surface) not in (None, bundle):
                     back = await self.rollback(surface)
                     await self._note(promotion, "rolled_back", f"{reason}; {back.id}")
         except MantaError:

@@ -178,6 +178,15 @@ async def test_a_promotion_that_does_harm_is_taken_back_by_itself(registry: Regi
     await until(lambda: registry.promotion(harmful.id).state == "rolled_back")
 
 
+async def test_what_has_been_replaced_is_not_taken_back(registry: Registry, make: Any) -> None:
+    swap, replicas = await make("g1")
+    for bundle, force in (("b1", False), ("b2", False), ("b3", True)):
+        assert (await ended(registry, (await swap.promote(bundle, None, force, None)).id)).state == "live"
+    replicas[0].tallies = {"b2": Tally(80, 80)}
+    await asyncio.sleep(0.7)
+    assert registry.aliases().live == {"home": "b3", "related": "b3"}
+
+
 async def test_of_two_swaps_at_once_one_wins(registry: Registry, make: Any) -> None:
     swap, replicas = await make("g1", "g2")
     await ended(registry, (await swap.promote("b1", None, False, None)).id)

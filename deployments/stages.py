@@ -1,6 +1,7 @@
 """Retriever and ranker as deployments of their own (topology `distributed`), asked by bundle id."""
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -22,6 +23,7 @@ from deployments.coordinator import Coordinator
 from deployments.loopback import keep_to_node
 from deployments.threads import cap_threads
 
+logger = logging.getLogger(__name__)
 Loaded = TypeVar("Loaded")
 # How long a call waits for a bundle that is on its way (to a replica that has just started).
 LOADING_S = 1.0
@@ -39,10 +41,13 @@ class _Stage(Generic[Loaded]):
         self._following = asyncio.create_task(store.follow(Coordinator(settings, Path(home)).exchange))
 
     async def join(self) -> None:
-        """Returns once the live bundles are loaded, or none is live."""
-        async with asyncio.timeout(FIRST_LOAD_S):
-            await self._store.joined()
-            await self._store.settled()
+        """Returns once the live bundles are loaded, none is live, or it takes too long."""
+        try:
+            async with asyncio.timeout(FIRST_LOAD_S):
+                await self._store.joined()
+                await self._store.settled()
+        except TimeoutError:
+            logger.warning("starting before the live bundles are loaded")
 
     async def of(self, bundle_id: str) -> Loaded:
         """What was loaded of a bundle. Raises StageStarting."""

@@ -40,6 +40,10 @@ class BundleError(MantaError):
     """A bundle is missing, damaged or of an unknown format."""
 
 
+class RegistryUnavailable(BundleError):
+    """The database of bundles and aliases does not answer."""
+
+
 class GateRefused(MantaError):
     """The promotion gate refused a bundle; `figures` says by which metrics."""
 

@@ -163,7 +163,8 @@ class Coordinator:
 def _refusal(error: MantaError) -> Outcome:
     problem = problem_of(error) or Problem(500, str(error))
     errors = [FieldError(*one) for one in problem.errors]
-    return {"problem": {"status": problem.status, "detail": problem.detail, "errors": errors, "more": problem.more}}
+    said = {"status": problem.status, "detail": problem.detail, "errors": errors, "more": problem.more}
+    return {"problem": {**said, "retry_after_s": problem.retry_after_s}}
 
 
 def _in_short(row: BundleRow, live: dict[str, str]) -> Outcome:

@@ -13,6 +13,7 @@ from app.errors import (
     GateRefused,
     MantaError,
     NotFound,
+    RegistryUnavailable,
     RequestInvalid,
     StateUnavailable,
 )
@@ -108,7 +109,7 @@ def problem_of(error: BaseException) -> Problem | None:
             return Problem(409, str(error), more={"figures": error.figures})
         case Conflict():
             return Problem(409, str(error))
-        case BrokerUnavailable() | StateUnavailable():
+        case BrokerUnavailable() | StateUnavailable() | RegistryUnavailable():
             return Problem(503, str(error), retry_after_s=1)
         case BundleError():
             return Problem(409, str(error))

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DatabaseError, IntegrityError
 from sqlalchemy.schema import CreateTable
 
-from app.errors import BundleError, Conflict, NotFound
+from app.errors import Conflict, NotFound, RegistryUnavailable
 from app.settings import Settings
 
 State = Literal["loading", "live", "refused", "failed", "rolled_back"]
@@ -147,7 +147,7 @@ class Registry:
     """One door to the registry's database; safe to share among threads, and one per process.
 
     Raises (every method):
-        BundleError: the database does not answer.
+        RegistryUnavailable: the database does not answer.
     """
 
     def __init__(self, url: str) -> None:
@@ -418,9 +418,9 @@ def _lost(surface: str, found: str | None, wanted: str | None) -> Conflict:
     return Conflict(f"surface {surface}: found {present} live, wanted {f'bundle {wanted}' if wanted else 'nothing'}")
 
 
-def _unreachable(url: str, error: DatabaseError) -> BundleError:
+def _unreachable(url: str, error: DatabaseError) -> RegistryUnavailable:
     shown = sa.make_url(url).render_as_string(hide_password=True)
-    return BundleError(f"registry {shown}: {error.orig}; wanted a database that answers (registry.url)")
+    return RegistryUnavailable(f"registry {shown}: {error.orig}; wanted a database that answers (registry.url)")
 
 
 def _bundle(row: Any) -> BundleRow:

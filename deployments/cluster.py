@@ -198,7 +198,7 @@ def _reserve(settings: Settings, home: Path) -> Run:
         ports=block,
     )
     _make_token(home)
-    run.settings_file.write_text(yaml.safe_dump(run.settings(settings).model_dump(mode="json"), sort_keys=False))
+    _write_private(run.settings_file, yaml.safe_dump(run.settings(settings).model_dump(mode="json"), sort_keys=False))
     return write(run)
 
 
@@ -208,9 +208,15 @@ def _make_token(home: Path) -> None:
     if path.exists() and path.stat().st_size:
         path.chmod(0o600)
         return
+    _write_private(path, secrets.token_hex(32))
+
+
+def _write_private(path: Path, text: str) -> None:
+    """For this user's eyes alone, also where the file was there before: settings may hold the broker's password."""
     handle = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "w") as file:
-        file.write(secrets.token_hex(32))
+        os.fchmod(handle, 0o600)
+        file.write(text)
 
 
 def _with_broker(run: Run, variables: dict[str, str], say: Say) -> Run:

@@ -10,11 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+from app.errors import MantaError
 from deployments import cluster, recovery
 from deployments.environment import child_environment
 from deployments.run import Run, locked, read, write
 
 PERIOD_S = 0.5
+RETRY_S = 5.0
 LOG = logging.getLogger(__name__)
 
 
@@ -29,7 +31,11 @@ def keep(home: Path, session: Path) -> None:
             cluster.stop(home)
             return
         if run.broker is not None and not run.broker.alive():
-            restart_if_dead(home, session)
+            try:
+                restart_if_dead(home, session)
+            except (MantaError, OSError) as error:  # a full disk, for example: it may be mended
+                LOG.error("the embedded broker died and could not be started again; trying once more: %s", error)
+                time.sleep(RETRY_S)
         time.sleep(PERIOD_S)
 
 

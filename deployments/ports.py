@@ -69,8 +69,10 @@ def reserve(home: Path, parent: str) -> tuple[Path, Ports]:
     for step in range(blocks):
         base = FIRST + (start + step) % blocks * BLOCK
         session = folder / f"manta-{base}"
-        if _take(session) and _all_free(base):
-            return session, Ports.of(base)
+        if _take(session):
+            if _all_free(base):
+                return session, Ports.of(base)
+            session.rmdir()
     raise MantaError(f"no free block of ports between {FIRST} and {LAST}: end a system that runs on this machine")
 
 

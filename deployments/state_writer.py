@@ -91,7 +91,8 @@ class StateSupervisor:
     def status(self) -> list[dict[str, Any]]:
         """`StateWriter.status` of each node; a writer that does not answer: its node, name and state `starting`."""
         asked = {node: writer.status.remote() for node, writer in dict(self._writers).items()}
-        ray.wait(list(asked.values()), num_returns=len(asked), timeout=_ANSWER_S) if asked else None
+        if asked:
+            ray.wait(list(asked.values()), num_returns=len(asked), timeout=_ANSWER_S)
         return [{"node": node, "name": WRITER_PREFIX + node[:8], **_answer(ref)} for node, ref in asked.items()]
 
     def stop(self) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from app.errors import SettingsError
 from app.surfaces import SurfaceSettings
@@ -24,7 +24,16 @@ class HttpSettings(Section):
 
     host: str = Field("127.0.0.1", description="Address the endpoint listens on; without keys loopback only.")
     port: int = Field(8000, ge=1, le=65535, description="Port of the endpoint.")
+    open: bool = Field(
+        False, description="Needed to listen beyond loopback: there are no keys, a private network must guard it."
+    )
     max_body_bytes: int = Field(1_000_000, ge=1024, description="Larger request bodies get 413.")
+
+    @model_validator(mode="after")
+    def _guarded(self) -> "HttpSettings":
+        if not self.open and self.host not in ("127.0.0.1", "::1", "localhost"):
+            raise ValueError(f"host {self.host!r} is not loopback and there are no keys: also set http.open: true")
+        return self
 
 
 class KafkaSettings(Section):
@@ -72,8 +81,6 @@ class IngestSettings(Section):
 class StateSettings(Section):
     """User and item state in RocksDB."""
 
-    placement: Literal["node", "sharded"] = Field("node", description="`node`: every node holds all users.")
-    shards: int = Field(1, ge=1, description="Fixed at creation; only for `sharded`.")
     max_history: int = Field(3000, ge=1, le=100_000, description="Newest events kept per user.")
     catch_up_timeout_s: float = Field(1.0, gt=0, description="A replica that cannot catch up within this answers 503.")
     batch_events: int = Field(2000, ge=1, description="Events the writer applies in one write batch at most.")

@@ -129,9 +129,9 @@ class Writes:
     async def delete_item(self, item_id: str) -> None:
         """As `app.api.service.Service.delete_item`."""
         await self._fresh()
-        change = self._item(item_id)
-        if change.available:
-            await self._send_everywhere(ITEMS, [(item_id.encode(), None)], f"item {item_id!r} is withdrawn")
+        self._item(item_id)
+        # Also when it is withdrawn here already: an earlier try may have ended before every node had applied it.
+        await self._send_everywhere(ITEMS, [(item_id.encode(), None)], f"item {item_id!r} is withdrawn")
 
     def _item(self, item_id: str) -> ItemChange:
         change = self._state.item(item_id)

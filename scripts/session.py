@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from app.settings import Settings, home_folder, load_settings
-from deployments.run import running
+from deployments import cluster
+from deployments.run import read, running
 
 
 class Session(NamedTuple):
@@ -18,10 +19,15 @@ class Session(NamedTuple):
 def open_session() -> Session:
     """Settings and home: `--settings` or MANTA_SETTINGS, else those that the running system was started with.
 
+    Leftovers of a dead system of this home are ended first.
+
     Raises:
         SettingsError: a setting is wrong, or the file is missing.
     """
     home = home_folder()
+    left = read(home)
+    if left is not None and not left.alive():  # a killed system: what it left behind is ended
+        cluster.stop(home)
     run = None if "MANTA_SETTINGS" in os.environ else running(home)
     file = run.settings_file if run is not None and run.settings_file.exists() else None
     return Session(load_settings(file), home)

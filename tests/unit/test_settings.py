@@ -36,6 +36,7 @@ def test_a_surface_can_be_changed_from_the_environment(tmp_path: Path) -> None:
         ("htpp: {port: 1}", {}, ["manta.yaml", "htpp", "no such key"]),
         ("http: {port: eight}", {}, ["manta.yaml", "http.port", "'eight'", "integer"]),
         ("http: {port: 0}", {}, ["http.port", "greater than or equal to 1"]),
+        ("http: {host: 0.0.0.0}", {}, ["http", "0.0.0.0", "http.open"]),
         ("http: [1]", {}, ["manta.yaml", "http", "[1]"]),
         ("- a", {}, ["manta.yaml", "mapping"]),
         ("a: {", {}, ["manta.yaml", "readable YAML"]),

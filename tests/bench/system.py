@@ -1,6 +1,7 @@
 """A system to measure: MovieLens learned by one configuration a family, 100,000 users with histories, endpoint up."""
 
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from app.errors import MantaError
 from app.settings import Settings, load_settings
 from deployments import cluster
 from deployments.status import status
+from scripts import apache_kafka
 from scripts.movielens import keyed, load_ratings
 from scripts.replay import Client
 from scripts.show import say
@@ -48,11 +50,12 @@ class Measured:
 @contextmanager
 def measured_system(**environ: str) -> Iterator[Measured]:
     """`environ`: settings as MANTA_SECTION__KEY. The answer cache is off; `away` is `home` in stages of its own."""
-    with tempfile.TemporaryDirectory(prefix="mb-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mb-") as folder, _kafka(Path(folder)) as kafka:
         os.environ["MANTA_HOME"] = folder
         home, port = Path(folder), free_port()
         asked = {
             "MANTA_HTTP__PORT": str(port),
+            "MANTA_KAFKA__BOOTSTRAP_SERVERS": kafka,
             "MANTA_CACHE__ANSWERS": "false",
             "MANTA_SURFACES__AWAY": "{topology: distributed, timeout_ms: 1000}",
             "MANTA_SURFACES__HOME__TIMEOUT_MS": "1000",
@@ -68,6 +71,17 @@ def measured_system(**environ: str) -> Iterator[Measured]:
             _caught_up(home, attached.settings)
             cluster.mark_up(attached.run, stays=False)
             yield Measured(attached.settings, home, port, home / "bundles" / bundle)
+
+
+@contextmanager
+def _kafka(folder: Path) -> Iterator[str]:
+    """An Apache Kafka of its own: an idle consumer of the embedded broker is never idle."""
+    if missing := apache_kafka.missing_tools():
+        raise MantaError(f"bench: Apache Kafka needs {' and '.join(missing)}: install them and run this again")
+    try:
+        yield apache_kafka.start(folder / "broker")
+    finally:
+        apache_kafka.end(folder / "broker", signal.SIGKILL)
 
 
 def _learn(settings: Settings, home: Path) -> str:

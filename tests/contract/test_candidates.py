@@ -143,7 +143,8 @@ def test_kinds_answer_as_their_protocol_says(model: CandidateModel) -> None:
         np.testing.assert_allclose(queries @ items.T, scores, rtol=1e-4, atol=1e-5)
     elif isinstance(model, NeighbourModel):
         indptr, indices, data = model.neighbours()
-        assert (indptr.dtype, indices.dtype, data.dtype) == (np.int64, np.int32, np.float32)
+        dtypes = (np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.float32))
+        assert (indptr.dtype, indices.dtype, data.dtype) == dtypes
         weights = model.entry_weights(HISTORIES)
         assert weights.shape == HISTORIES.items.shape
         rows = np.repeat(np.arange(model.n_items), np.diff(indptr))

@@ -113,9 +113,7 @@ class World:
 
     @staticmethod
     def outcomes_of(chain: Chain, requests: Sequence[Request]) -> list[Answer]:
-        answers = recommend_now(chain, requests)
-        assert all(isinstance(answer, Answer) for answer in answers)
-        return answers
+        return [answered(outcome) for outcome in recommend_now(chain, requests)]
 
     def answer(self, **fields: Any) -> Answer:
         outcome = self.outcomes(Request(**fields))[0]
@@ -127,5 +125,10 @@ class World:
         return ids_of(self.answer(**fields))
 
 
-def ids_of(answer: Answer) -> list[str]:
-    return [item.item_id for item in answer.items]
+def answered(outcome: Outcome) -> Answer:
+    assert isinstance(outcome, Answer), outcome
+    return outcome
+
+
+def ids_of(outcome: Outcome) -> list[str]:
+    return [item.item_id for item in answered(outcome).items]

@@ -1,6 +1,7 @@
 """The HTTP contract over a fake service: every shape, status code and problem body, without Ray."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -22,7 +23,7 @@ def service() -> FakeService:
 
 
 @pytest.fixture
-async def client(service: FakeService):
+async def client(service: FakeService) -> AsyncIterator[httpx.AsyncClient]:
     edge = create_edge(service)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(edge), base_url="http://manta") as client:
         yield client
@@ -31,7 +32,7 @@ async def client(service: FakeService):
 def check_problem(response: httpx.Response, status: int) -> dict[str, Any]:
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
-    body = response.json()
+    body: dict[str, Any] = response.json()
     assert {"type", "title", "status", "detail", "errors"} <= set(body)
     assert body["status"] == status
     assert all({"field", "found", "wanted"} == set(error) for error in body["errors"])
@@ -100,7 +101,7 @@ async def test_too_large_and_not_json(client: httpx.AsyncClient) -> None:
         await client.post("/v1/recommend", content=b'{"a":"%s"}' % (b"x" * 10_000_000), headers=json_type), 413
     )
 
-    async def chunks():
+    async def chunks() -> AsyncIterator[bytes]:
         for _ in range(200):
             yield b" " * 10_000
 

@@ -14,11 +14,11 @@ from app.models.interactions import Rows
 from app.recommend import Answer, LocalStages, Outcome, Request, recommend
 from app.retrieval.query import Candidates, Query
 from app.surfaces import SurfaceSettings
-from tests.unit.chain_world import World, bundle, columns_of, ids_of
+from tests.unit.chain_world import TinyBundle, World, bundle, columns_of, ids_of
 
 
 @pytest.fixture(scope="module")
-def made():
+def made() -> TinyBundle:
     return bundle()
 
 
@@ -77,7 +77,7 @@ def reason_of(outcome: Outcome) -> tuple[str | None, str | None, str | None]:
         (StageOverloaded("x"), "overload"),
     ],
 )
-async def test_rungs_and_reasons_within_the_deadline(made, does, cause):
+async def test_rungs_and_reasons_within_the_deadline(made: TinyBundle, does: float | Exception, cause: str) -> None:
     retrieval_order = World(made, SurfaceSettings(timeout_ms=10_000, candidates=50, ranked=False))
     retrieval_order.click("u", "i0", "i4")
     for stage, rung in (("rank", "retrieval_order"), ("retrieve", "popular")):
@@ -98,7 +98,7 @@ async def test_rungs_and_reasons_within_the_deadline(made, does, cause):
         assert all("War" in columns_of(int(item[1:]))["genres"] for item in ids_of(filtered))
 
 
-async def test_precomputed_lists_stand_in_when_retrieval_is_down(made):
+async def test_precomputed_lists_stand_in_when_retrieval_is_down(made: TinyBundle) -> None:
     lists = FixedLists(u_u=[4, 9, 8, 7], i_i2=[10, 11], i_i3=[20, 10, 21])
     world = world_of(made, Remote(made, retrieve=ValueError("down")), lists=lists)
     world.put("i8", None)
@@ -116,14 +116,18 @@ async def test_precomputed_lists_stand_in_when_retrieval_is_down(made):
     assert all(len(ids_of(answer)) == 3 for answer in answers)
 
 
-async def test_a_short_deadline_degrades_its_own_request_alone(made):
+async def test_a_short_deadline_degrades_its_own_request_alone(made: TinyBundle) -> None:
     world = world_of(made, Remote(made, score=0.6))
     delivered: dict[int, float] = {}
     since = time.monotonic()
+
+    def deliver(place: int, _: Outcome) -> None:
+        delivered.setdefault(place, time.monotonic() - since)
+
     answers = await recommend(
         world.chain,
         [Request(user_id="u", timeout_ms=3000), Request(user_id="u", timeout_ms=40), Request(timeout_ms=3000)],
-        lambda place, _: delivered.setdefault(place, time.monotonic() - since),
+        deliver,
     )
     assert [reason_of(answer)[0] for answer in answers] == [None, "retrieval_order", None]
     assert delivered[1] < 0.5 < delivered[0]
@@ -132,7 +136,7 @@ async def test_a_short_deadline_degrades_its_own_request_alone(made):
     assert ids_of(answers[0]) == ids_of((await recommend(whole.chain, [Request(user_id="u", timeout_ms=3000)]))[0])
 
 
-async def test_a_failing_stage_is_left_alone_until_it_comes_back(made):
+async def test_a_failing_stage_is_left_alone_until_it_comes_back(made: TinyBundle) -> None:
     now = [0.0]
     stages = Remote(made, score=ValueError("down"))
     world = world_of(made, stages, breakers=Breakers(lambda: now[0]))
@@ -146,7 +150,7 @@ async def test_a_failing_stage_is_left_alone_until_it_comes_back(made):
     assert reason_of((await recommend(world.chain, [Request()]))[0])[0] is None
 
 
-def test_an_open_breaker_lets_one_trial_through_at_a_time():
+def test_an_open_breaker_lets_one_trial_through_at_a_time() -> None:
     now = [0.0]
     breaker = Breaker(lambda: now[0])
     for _ in range(FAILURES_TO_OPEN):
@@ -160,18 +164,20 @@ def test_an_open_breaker_lets_one_trial_through_at_a_time():
     assert breaker.allows()
 
 
-async def test_an_unreadable_state_is_said_and_others_are_answered(made):
+async def test_an_unreadable_state_is_said_and_others_are_answered(
+    made: TinyBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world = world_of(made, Remote(made))
 
     def broken(_: object) -> list[Any]:
         raise OSError("disk")
 
-    world.state.histories = broken  # type: ignore[method-assign]
+    monkeypatch.setattr(world.state, "histories", broken)
     answers = await recommend(world.chain, [Request(user_id="u", k=4), Request(history=["i2"], k=4)])
     assert [reason_of(answer) for answer in answers] == [("popular", "state", "error"), (None, None, None)]
 
 
-async def test_what_is_withdrawn_meanwhile_is_not_shown(made):
+async def test_what_is_withdrawn_meanwhile_is_not_shown(made: TinyBundle) -> None:
     world = world_of(made, Remote(made))
     first = ids_of((await recommend(world.chain, [Request(user_id="u")]))[0])
 
@@ -185,7 +191,7 @@ async def test_what_is_withdrawn_meanwhile_is_not_shown(made):
     assert len(again) == 10
 
 
-async def test_a_catch_up_that_hangs_at_the_end_does_not_break_the_deadline(made):
+async def test_a_catch_up_that_hangs_at_the_end_does_not_break_the_deadline(made: TinyBundle) -> None:
     world = world_of(made, Remote(made))
     world.state.put_item("i1", None)
 
@@ -199,7 +205,7 @@ async def test_a_catch_up_that_hangs_at_the_end_does_not_break_the_deadline(made
     assert reason_of(answer)[0] is None
 
 
-async def test_the_lowest_rung_obeys_candidates_filters_and_late_starts(made):
+async def test_the_lowest_rung_obeys_candidates_filters_and_late_starts(made: TinyBundle) -> None:
     world = world_of(made, Remote(made, retrieve=ValueError("down")))
     named = ["i0", "i9", "i2", "nope"]
     answer = (await recommend(world.chain, [Request(user_id="u", candidates=named, exclude=["i2"])]))[0]

@@ -1,6 +1,7 @@
 """What single families promise beyond the contract: closed forms against their formulas, content of new items."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -132,7 +133,7 @@ def films() -> tuple[ContentModel, Catalogue]:
 def test_content_places_new_items_beside_their_like(tmp_path: Path) -> None:
     model, catalogue = films()
     np.testing.assert_allclose(model.encode_items(catalogue.columns.to_pylist()), model.item_vectors(), atol=1e-6)
-    new = [
+    new: list[dict[str, Any]] = [
         {"title": "Star Fight", "genres": ["Space"], "year": 1979, "picture": [0.8, 0.0], "unknown": 3},
         {"title": 7, "genres": "Romance", "year": "1999", "picture": ["x", None], "owner": {}},
         {"title": None, "year": float("nan"), "picture": [1.0]},

@@ -9,8 +9,9 @@ import pytest
 
 from app.errors import BundleError
 from app.features.items import ItemFeatures
+from app.features.spec import FeatureSpec
 from app.features.statistics import ItemStatistics
-from app.features.table import FeatureContext, feature_names, features, make_spec
+from app.features.table import ON_REQUEST, FeatureContext, feature_names, features, make_spec
 from app.models.families import make
 from app.models.interactions import Catalogue, Histories, Interactions
 from app.ranking.examples import training_examples
@@ -21,8 +22,8 @@ from tests.unit.chain_world import DAY_MS, catalogue, interactions
 MIX = (("item_knn", 20), ("popularity", 10))
 
 
-def column(table: np.ndarray, spec: object, name: str) -> np.ndarray:
-    return table[:, feature_names(spec).index(name)]  # type: ignore[arg-type]
+def column(table: np.ndarray, spec: FeatureSpec, name: str) -> np.ndarray:
+    return table[:, feature_names(spec).index(name)]
 
 
 def small_world() -> tuple[Catalogue, Interactions, FeatureContext]:
@@ -37,7 +38,7 @@ def small_world() -> tuple[Catalogue, Interactions, FeatureContext]:
         2,
         4,
     )
-    spec = make_spec(items, ["x", "y"])
+    spec = make_spec(items, ["x", "y"], also=ON_REQUEST)
     histories = Histories(
         np.array([0, 1], np.int32),
         np.ones(2, np.float32),

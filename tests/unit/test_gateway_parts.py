@@ -187,7 +187,7 @@ class Desk:
         follower = Follower(self.state, timeout_s=1.0, moved=lambda: None)
         self.writes = Writes(
             Settings(),
-            self.state,  # type: ignore[arg-type]
+            self.state,
             follower,
             self.topic,
             Positions(applied or Applying()),
@@ -254,11 +254,11 @@ async def test_a_withdrawal_that_is_not_applied_everywhere_says_who_is_late(monk
     assert (late.value.status, late.value.more) == (503, {"late": ["the state writer of this node"]})
 
 
-async def test_a_session_merges_once() -> None:
+async def test_a_session_merges_once(monkeypatch: pytest.MonkeyPatch) -> None:
     desk = Desk()
     assert await desk.writes.merge("u", "s") == {"user_id": "u", "session_id": "s"}
     assert {key for _, key, _ in desk.topic.sent} == {b"u", b"s"}
-    desk.state.merged_into = lambda _: "u"  # type: ignore[attr-defined]
+    monkeypatch.setattr(desk.state, "merged_into", lambda _: "u")
     await desk.writes.merge("u", "s")
     assert len(desk.topic.sent) == 2
     with pytest.raises(Conflict):

@@ -86,7 +86,7 @@ class Context:
 
 
 def test_scaling_counts_what_serve_does_not_see() -> None:
-    assert by_requests_in_flight(Context()) == (3.0, {})  # type: ignore[arg-type]
+    assert by_requests_in_flight(Context()) == (3.0, {})
 
 
 def test_harm_is_judged_on_enough_answers() -> None:

@@ -1,32 +1,40 @@
 """The chain as contract.md describes `POST /v1/recommend`, on stages in this process."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 
 from app.errors import NotFound, RequestInvalid
-from app.recommend import Answer, Request, in_process, recommend_now, similar
+from app.recommend import Answer, Request, Scored, in_process, recommend_now, similar
 from app.surfaces import RuleSettings, SourceSettings, SurfaceSettings
-from tests.unit.chain_world import N_ITEMS, World, bundle, columns_of, ids_of
+from tests.unit.chain_world import N_ITEMS, TinyBundle, World, bundle, columns_of, ids_of
 
 
 @pytest.fixture(scope="module")
-def made():
+def made() -> TinyBundle:
     return bundle()
 
 
 @pytest.fixture
-def world(made):
+def world(made: TinyBundle) -> World:
     world = World(made)
     world.click("drama", "i0", "i4", "i8", "i12")
     world.click("horror", "i2", "i6", "i10")
     return world
 
 
-def genre_share(ids, genre):
-    return np.mean([genre in columns_of(int(item[1:]))["genres"] for item in ids])
+def genre_share(ids: Sequence[str], genre: str) -> float:
+    return float(np.mean([genre in columns_of(int(item[1:]))["genres"] for item in ids]))
 
 
-def test_answers_k_items_once_each_and_nothing_consumed(world):
+def explained(item: Scored) -> dict[str, Any]:
+    assert item.explain is not None
+    return item.explain
+
+
+def test_answers_k_items_once_each_and_nothing_consumed(world: World) -> None:
     answer = world.answer(user_id="drama", k=10, request_id="r")
     ids = ids_of(answer)
     assert len(set(ids)) == 10
@@ -39,7 +47,7 @@ def test_answers_k_items_once_each_and_nothing_consumed(world):
     }
 
 
-def test_the_same_items_and_scores_alone_or_in_a_batch(world):
+def test_the_same_items_and_scores_alone_or_in_a_batch(world: World) -> None:
     random = np.random.default_rng(3)
     for user in range(40):
         world.click(f"u{user}", *(f"i{row}" for row in random.integers(0, N_ITEMS, random.integers(1, 30))))
@@ -56,7 +64,7 @@ def test_the_same_items_and_scores_alone_or_in_a_batch(world):
     assert [ids_of(answer) for answer in again] == [ids_of(together[place]) for place in shuffled]
 
 
-def test_personal_after_the_first_event_and_by_session(world):
+def test_personal_after_the_first_event_and_by_session(world: World) -> None:
     before = world.ids(user_id="new")
     world.click("new", "i2")
     after = world.ids(user_id="new")
@@ -68,7 +76,7 @@ def test_personal_after_the_first_event_and_by_session(world):
     assert retrieved.ids(user_id="new") == retrieved.ids(history=["i2", "i6"])
 
 
-def test_every_item_that_passes_is_given_when_k_asks_for_it(world):
+def test_every_item_that_passes_is_given_when_k_asks_for_it(world: World) -> None:
     assert set(world.ids(user_id="drama", k=500)) == {f"i{row}" for row in range(N_ITEMS)} - {"i0", "i4", "i8", "i12"}
     assert len(world.ids(k=500)) == N_ITEMS
     assert len(world.ids(user_id="nobody", k=500, filters={"genres": {"any": ["Indie"]}})) == 12
@@ -85,14 +93,14 @@ def test_every_item_that_passes_is_given_when_k_asks_for_it(world):
         ({"genres": {"none": ["Drama", "Comedy", "War"]}, "year": {"gt": 2011}}, {54, 58}),
     ],
 )
-def test_filters_at_any_selectivity(world, filters, wanted):
+def test_filters_at_any_selectivity(world: World, filters: dict[str, Any], wanted: set[int]) -> None:
     assert set(world.ids(user_id="war", k=20, filters=filters)) == {f"i{row}" for row in wanted}
     assert set(world.ids(candidates=[f"i{row}" for row in range(N_ITEMS)], k=60, filters=filters)) == {
         f"i{row}" for row in wanted
     }
 
 
-def test_wrong_requests_harm_only_themselves(world):
+def test_wrong_requests_harm_only_themselves(world: World) -> None:
     outcomes = world.outcomes(
         Request(filters={"colour": {"eq": "red"}}), Request(user_id="drama"), Request(items=["nope"]), Request()
     )
@@ -104,7 +112,7 @@ def test_wrong_requests_harm_only_themselves(world):
     assert isinstance(needy.outcomes(Request())[0], RequestInvalid)
 
 
-def test_candidates_are_ranked_exactly(world):
+def test_candidates_are_ranked_exactly(world: World) -> None:
     world.put("i7", None)
     named = ["i3", "i4", "i55", "nope", "i7", "i9"]
     assert set(world.ids(user_id="drama", candidates=named, k=10)) == {"i3", "i4", "i55", "i9"}
@@ -114,7 +122,7 @@ def test_candidates_are_ranked_exactly(world):
     assert world.ids(user_id="drama", candidates=["nope"], k=10) == []
 
 
-def test_anchors_lead_and_are_not_shown(world):
+def test_anchors_lead_and_are_not_shown(world: World) -> None:
     plain = World(world.bundle, SurfaceSettings(timeout_ms=10_000, ranked=False))
     plain.click("drama", "i0", "i4")
     ids = plain.ids(user_id="drama", items=["i2", "unknown"], k=8)
@@ -126,13 +134,13 @@ def test_anchors_lead_and_are_not_shown(world):
     assert isinstance(plain.outcomes(similar("unknown"))[0], NotFound)
 
 
-def test_exclude_and_unknown_ids(world):
+def test_exclude_and_unknown_ids(world: World) -> None:
     first = world.ids(user_id="drama")
     assert not set(first[:3]) & set(world.ids(user_id="drama", exclude=[*first[:3], "unknown"]))
     assert world.ids(history=["unknown", "i2"]) == world.ids(history=["i2"])
 
 
-def test_a_withdrawn_item_is_gone_and_comes_back(world):
+def test_a_withdrawn_item_is_gone_and_comes_back(world: World) -> None:
     gone = world.ids(user_id="drama")[0]
     world.put(gone, columns_of(int(gone[1:])))
     world.put(gone, None)
@@ -143,7 +151,7 @@ def test_a_withdrawn_item_is_gone_and_comes_back(world):
     assert world.ids(user_id="drama")[0] == gone
 
 
-def test_more_withdrawn_items_than_are_banned_one_by_one(world, monkeypatch):
+def test_more_withdrawn_items_than_are_banned_one_by_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.question.FEW_WITHDRAWN", 3)
     for row in range(0, N_ITEMS, 2):
         world.put(f"i{row}", None)
@@ -151,7 +159,7 @@ def test_more_withdrawn_items_than_are_banned_one_by_one(world, monkeypatch):
     assert len(world.ids(user_id="drama", filters={"genres": {"any": ["War"]}}, k=500)) == 15
 
 
-def test_a_new_item_is_recommended_by_its_content(world):
+def test_a_new_item_is_recommended_by_its_content(world: World) -> None:
     world.put("fresh", {"title": "Film Horror", "genres": ["Horror"], "year": 1970, "colour": "red"})
     assert world.ids(user_id="drama", filters={"colour": {"eq": "red"}}) == ["fresh"]
     assert "fresh" in world.ids(k=500)
@@ -170,32 +178,32 @@ def test_a_new_item_is_recommended_by_its_content(world):
     assert "fresh" not in plain.ids(user_id="horror", k=500)
 
 
-def test_changed_columns_count_at_once(world):
+def test_changed_columns_count_at_once(world: World) -> None:
     assert world.ids(filters={"genres": {"any": ["Western"]}}) == []
     world.put("i9", {"title": "Film 9", "genres": ["Western"], "year": 1969})
     assert world.ids(filters={"genres": {"any": ["Western"]}}) == ["i9"]
     assert "i9" not in world.ids(filters={"genres": {"any": ["Comedy"]}}, k=500)
 
 
-def test_explain_names_sources_scores_and_rules(world):
+def test_explain_names_sources_scores_and_rules(world: World) -> None:
     answer = world.answer(user_id="drama", k=60, explain=True)
-    sources = [item.explain["sources"] for item in answer.items]
+    sources = [explained(item)["sources"] for item in answer.items]
     assert all(sources)
     assert {vote["family"] for votes in sources for vote in votes} >= {"item_knn", "ials", "content", "popularity"}
-    assert all(item.explain["ranker_score"] == item.score for item in answer.items)
+    assert all(explained(item)["ranker_score"] == item.score for item in answer.items)
     assert answer.body()["cache_hit"] is False
     kept = world.answer(user_id="drama", candidates=["i4"], explain=True).items[0]
-    assert kept.explain["rules"] == [{"rule": "seen", "effect": "kept: named in candidates"}]
+    assert explained(kept)["rules"] == [{"rule": "seen", "effect": "kept: named in candidates"}]
 
 
-def test_in_process_needs_nothing_but_a_bundle(made):
+def test_in_process_needs_nothing_but_a_bundle(made: TinyBundle) -> None:
     world = World(made)
     chain = in_process(made, world.surface)
     answers = recommend_now(chain, [Request(history=["i0", "i4"]), Request(user_id="nobody")])
     assert [ids_of(answer) for answer in answers] == [world.ids(history=["i0", "i4"]), world.ids(user_id="nobody")]
 
 
-def test_a_broken_cache_takes_no_answer_away(made):
+def test_a_broken_cache_takes_no_answer_away(made: TinyBundle) -> None:
     class Full:
         def get(self, _key: bytes) -> bytes | None:
             return None
@@ -206,7 +214,7 @@ def test_a_broken_cache_takes_no_answer_away(made):
     assert World(made, answers=Full()).ids(k=5) == World(made).ids(k=5)
 
 
-def test_surface_settings_choose_sources_rules_and_person(made):
+def test_surface_settings_choose_sources_rules_and_person(made: TinyBundle) -> None:
     only = SurfaceSettings(timeout_ms=10_000, sources=(SourceSettings(family="popularity", k=20),), ranked=False)
     assert World(made, only).ids(k=5) == [f"i{row}" for row in made.popular[:5]]
     seen = World(made, SurfaceSettings(timeout_ms=10_000, rules=RuleSettings(seen="allowed")))

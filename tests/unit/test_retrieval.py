@@ -1,10 +1,15 @@
 """Sources, merge, index and filters against their plain definitions."""
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from app.errors import RequestInvalid
 from app.models.families import make
@@ -15,7 +20,7 @@ from app.retrieval.columns import column_of
 from app.retrieval.conditions import passes
 from app.retrieval.filters import Filters
 from app.retrieval.index import VectorIndex, build_index
-from app.retrieval.merge import DAMPING, Addition, extend, merge
+from app.retrieval.merge import DAMPING, Addition, Found, extend, merge
 from app.retrieval.query import Query
 from app.retrieval.sources import retrieve, source_of
 from app.state.reader import ItemChange
@@ -24,7 +29,13 @@ from tests.unit.chain_world import N_ITEMS, catalogue, interactions
 HISTORIES = Histories.of_lists([[0, 4, 8], [], [2, 6, 59, 3, 3], [70]], as_of=10**12)
 
 
-def query(banned=(), masks=(), mask_of=None, mix=(("x", 10),), limit=50):
+def query(
+    banned: Sequence[Sequence[int]] = (),
+    masks: Sequence[NDArray[np.bool_]] = (),
+    mask_of: Sequence[int] | None = None,
+    mix: tuple[tuple[str, int], ...] = (("x", 10),),
+    limit: int = 50,
+) -> Query:
     lists = [list(one) for one in banned] or [[]] * len(HISTORIES)
     return Query(
         HISTORIES,
@@ -38,7 +49,7 @@ def query(banned=(), masks=(), mask_of=None, mix=(("x", 10),), limit=50):
 
 
 @pytest.mark.parametrize("family", ["popularity", "item_knn", "ease", "ials", "content"])
-def test_every_kind_of_source_gives_the_models_own_best(family):
+def test_every_kind_of_source_gives_the_models_own_best(family: str) -> None:
     model = make(family).fit(interactions(), catalogue())
     mask = np.arange(N_ITEMS) % 3 != 0
     asked = query([[1, 5, 99], [0], [], []], [mask], [-1, 0, 0, -1])
@@ -62,13 +73,13 @@ def test_every_kind_of_source_gives_the_models_own_best(family):
     st.sampled_from([0.0, -np.inf]),
 )
 @settings(max_examples=60, deadline=None)
-def test_best_is_exact_with_the_lower_row_among_equals(values, k, above):
+def test_best_is_exact_with_the_lower_row_among_equals(values: list[float], k: int, above: float) -> None:
     array = np.resize(np.array(values, np.float32), len(values) * 3 if len(values) > 30 else len(values))
     order = [row for row in np.lexsort((np.arange(len(array)), -array)) if array[row] > above]
     assert best(array, k, above).tolist() == order[:k]
 
 
-def test_best_over_many_rows_equals_a_sort():
+def test_best_over_many_rows_equals_a_sort() -> None:
     random = np.random.default_rng(0)
     for values in (random.standard_normal(9000), random.integers(0, 3, 9000), random.random(9000) ** 20):
         array = values.astype(np.float32)
@@ -78,8 +89,8 @@ def test_best_over_many_rows_equals_a_sort():
             ]
 
 
-def test_merge_adds_weighted_reciprocal_ranks():
-    def listed(*rows):
+def test_merge_adds_weighted_reciprocal_ranks() -> None:
+    def listed(*rows: int) -> Found:
         return np.array(rows, np.int32), np.array([9.0 - place for place in range(len(rows))], np.float32)
 
     merged = merge([[listed(5, 3), listed()], [listed(3, 8), listed(1)]], (30, 10), limit=2)
@@ -93,7 +104,7 @@ def test_merge_adds_weighted_reciprocal_ranks():
     assert more.ranks.tolist() == [[2, 1], [1, 0], [2, 0], [0, 1]]
 
 
-def test_the_order_of_many_questions_does_not_depend_on_how_it_is_sorted(monkeypatch):
+def test_the_order_of_many_questions_does_not_depend_on_how_it_is_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     ten = np.arange(10, dtype=np.int32)
     found = [[(random.permutation(ten), np.arange(10, 0, -1, dtype=np.float32)) for _ in range(300)] for _ in range(2)]
@@ -110,14 +121,14 @@ def test_the_order_of_many_questions_does_not_depend_on_how_it_is_sorted(monkeyp
     assert (whole.rows == packed.rows).all()
 
 
-def test_sources_that_a_bundle_lacks_are_passed_over():
+def test_sources_that_a_bundle_lacks_are_passed_over() -> None:
     model = make("popularity").fit(interactions(), catalogue())
     found = retrieve({"popularity": source_of(model)}, query(mix=(("nope", 5), ("popularity", 5))))
     assert np.diff(found.offsets).tolist() == [5] * len(HISTORIES)
     assert (found.ranks[:, 0] == 0).all()
 
 
-def test_an_inverted_file_keeps_filters_at_every_selectivity(monkeypatch, tmp_path):
+def test_an_inverted_file_keeps_filters_at_every_selectivity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("app.retrieval.index.EXACT_ROWS", 1000)
     random = np.random.default_rng(0)
     vectors = random.standard_normal((4000, 16)).astype(np.float32)
@@ -135,7 +146,7 @@ def test_an_inverted_file_keeps_filters_at_every_selectivity(monkeypatch, tmp_pa
             assert (np.diff(values) <= 0).all()
 
 
-VALUES = {
+VALUES: dict[str, list[Any]] = {
     "terms": [["a", "b"], [], None, ["b"], ["c", "a"]],
     "text": ["x", None, "y", "z", "x"],
     "number": [1.5, None, 3.0, -2.0, 1.5],
@@ -151,13 +162,13 @@ CONDITIONS = st.dictionaries(st.sampled_from(["any", "all", "none"]), st.lists(O
 
 @given(st.sampled_from(sorted(VALUES)), CONDITIONS)
 @settings(max_examples=300, deadline=None)
-def test_columns_agree_with_the_definition(name, condition):
+def test_columns_agree_with_the_definition(name: str, condition: dict[str, Any]) -> None:
     values = VALUES[name]
     mask = column_of(pa.chunked_array([pa.array(values)])).mask(condition)
     assert mask.tolist() == [passes(condition, value) for value in values]
 
 
-def test_masks_follow_the_catalogue():
+def test_masks_follow_the_catalogue() -> None:
     live = LiveCatalogue(Catalogue.of(["a", "b"], pa.table({"genre": ["x", "y"]})))
     filters = Filters(live)
     _, mask = filters.mask({"genre": {"eq": "x"}})

@@ -157,11 +157,13 @@ def join_ray(address: str = "auto") -> None:
     """Joins Ray as a driver of namespace `manta`; quiet. The environment must be set (see `attach`)."""
     import ray
     from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
     if address != "auto" and ray_constants.ENABLE_RAY_CLUSTER:
         raise MantaError("Ray was imported before its environment was set: import it after attach()")
     if not ray.is_initialized():
         handlers = {number: signal.getsignal(number) for number in ENDING}
+        AuthenticationTokenLoader.instance().reset_cache()  # it may hold the token of another home
         try:
             ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level="WARNING")
             logging.getLogger("ray.serve").setLevel(logging.WARNING)

@@ -11,7 +11,12 @@ from app.features.definition import FeatureContext
 from app.features.spec import FeatureSpec, describe_columns
 from app.models.interactions import Catalogue
 
-__all__ = ["FeatureContext", "feature_names", "features", "make_spec"]
+__all__ = ["ON_REQUEST", "FeatureContext", "feature_names", "features", "make_spec"]
+
+# In a spec only when named. Examples know the time of the very next event; serving knows that of the newest event of
+# anybody, which may be days ahead of a user whose events arrive late or are replayed: a ranker that had learned from
+# the gap between them ranked far worse than its own sources (docs/experiments.md).
+ON_REQUEST = ("idle_time",)
 
 
 def make_spec(
@@ -19,18 +24,20 @@ def make_spec(
     sources: Sequence[str],
     *,
     without: Sequence[str] = (),
+    also: Sequence[str] = (),
     user_numbers: Sequence[str] = (),
     context_numbers: Sequence[str] = (),
 ) -> FeatureSpec:
     """The spec of all features that make sense for the catalogue's columns, less those named in `without`.
 
     Args:
+        also: features of ON_REQUEST to have all the same.
         sources: candidate sources, in the order of the bundle's mix.
         user_numbers, context_numbers: keys of user columns and request context to use as features.
     """
     return FeatureSpec(
         sources=tuple(sources),
-        features=tuple(name for name in FEATURES if name not in without),
+        features=tuple(name for name in FEATURES if name not in without and (name not in ON_REQUEST or name in also)),
         user_numbers=tuple(user_numbers),
         context_numbers=tuple(context_numbers),
         **describe_columns(catalogue),

@@ -112,7 +112,7 @@ def stream(settings: Settings, chunk: Sequence[OffsetRange]) -> Iterator[ReadBlo
             override_num_blocks=len(source.tasks),
             num_cpus=settings.ingest.cpus_per_task,
             # Each worker imports for seconds: no more of them than there are cores to run them
-            concurrency=max(1, int(ray.cluster_resources().get("CPU", 1))),
+            concurrency=max(1, min(len(source.tasks), int(ray.cluster_resources().get("CPU", 1)))),
         )
         dataset.set_name(f"ingest_{chunk[0].topic}")
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):

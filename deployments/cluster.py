@@ -164,6 +164,7 @@ def join_ray(address: str = "auto") -> None:
     if not ray.is_initialized():
         handlers = {number: signal.getsignal(number) for number in ENDING}
         AuthenticationTokenLoader.instance().reset_cache()  # it may hold the token of another home
+        _messages_to_stderr()
         try:
             ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level="WARNING")
             logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -171,6 +172,14 @@ def join_ray(address: str = "auto") -> None:
             raise MantaError(f"Ray at {address} cannot be joined: {str(error).splitlines()[0]}") from error
         finally:
             _keep(handlers)
+
+
+def _messages_to_stderr() -> None:
+    """Ray prints the raylet's messages ("8 worker processes have been started") on stdout: there results stand."""
+    from ray._private import worker
+
+    printing = worker.print_to_stdstream
+    worker.print_to_stdstream = lambda data, ignore_prefix: printing({**data, "is_err": True}, ignore_prefix)
 
 
 def _keep(handlers: dict[signal.Signals, Any]) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 
@@ -23,6 +25,7 @@ from app.lake.tables import open_lake
 from app.models.interactions import Catalogue, Interactions
 from app.settings import LearnSettings, Settings
 
+BLOCK_BYTES = 64_000_000  # of Parquet that one task reads
 # What a training set needs of the lake's events.
 EVENT_COLUMNS = ("user_id", "session_id", "item_id", "event_type", "event_time", "partition", "offset")
 ORDER = [("event_time", "ascending"), ("partition", "ascending"), ("offset", "ascending")]
@@ -84,20 +87,26 @@ def _as_of(found: Snapshot, named: str) -> Snapshot:
 def _read(events: Snapshot, weights: Mapping[str, float]) -> pa.Table:
     """The weighted events of all files; filtering and weighing happens where Ray Data reads."""
     schema = pa.schema([EVENT_SCHEMA.field(name) for name in EVENT_COLUMNS])
-    files = [part.path for part in events.files()]
-    if not files:
+    parts = events.files()
+    if not parts:
         return weighted(schema.empty_table(), weights)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    held = dict(weights)
+    held, names = dict(weights), list(EVENT_COLUMNS)
 
-    def weigh(batch: pa.Table) -> pa.Table:
-        return weighted(batch.select(schema.names).cast(schema), held)
+    def read(batch: pa.Table) -> pa.Table:
+        tables = [pq.read_table(file, columns=names).select(names).cast(schema) for file in batch["file"].to_pylist()]
+        return weighted(pa.concat_tables(tables), held)
 
-    rows = ray.data.read_parquet(files, columns=list(EVENT_COLUMNS)).map_batches(weigh, batch_format="pyarrow")
-    parts = [part for part in ray.get(rows.to_arrow_refs()) if len(part)]
-    return pa.concat_tables(parts) if parts else weighted(schema.empty_table(), weights)
+    # Ray Data's own Parquet reader starts a dozen workers for as many small files (a month each): 40 s for what takes 4.
+    files = ray.data.from_items([{"file": part.path} for part in parts])
+    tasks = max(int(ray.cluster_resources().get("CPU", 1)), sum(part.bytes for part in parts) // BLOCK_BYTES)
+    rows = files.map_batches(
+        read, batch_size=math.ceil(len(parts) / tasks), batch_format="pyarrow", concurrency=min(tasks, len(parts))
+    )
+    found = [table for table in ray.get(rows.to_arrow_refs()) if len(table)]
+    return pa.concat_tables(found) if found else weighted(schema.empty_table(), weights)
 
 
 def weighted(events: pa.Table, weights: Mapping[str, float]) -> pa.Table:

@@ -99,7 +99,7 @@ def _read(events: Snapshot, weights: Mapping[str, float]) -> pa.Table:
         tables = [pq.read_table(file, columns=names).select(names).cast(schema) for file in batch["file"].to_pylist()]
         return weighted(pa.concat_tables(tables), held)
 
-    # Ray Data's own Parquet reader starts a dozen workers for as many small files (a month each): 40 s for what takes 4.
+    # Ray Data's own Parquet reader starts a dozen workers for many small files: 40 s for what takes 4.
     files = ray.data.from_items([{"file": part.path} for part in parts])
     tasks = max(int(ray.cluster_resources().get("CPU", 1)), sum(part.bytes for part in parts) // BLOCK_BYTES)
     rows = files.map_batches(

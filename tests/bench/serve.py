@@ -17,7 +17,7 @@ from app.errors import MantaError
 from scripts.freshness import event_to_recommendation_ms
 from scripts.replay import Client
 from tests.bench.load import Background, Load, closed_loop, cpu_seconds, free_port, open_loop, zipf_bodies
-from tests.bench.system import Measured, measured_system
+from tests.bench.system import ROOT, Measured, measured_system
 
 SECONDS = 12
 EVENTS_PER_S = 50.0
@@ -44,8 +44,8 @@ def run() -> dict[str, Any]:
 @contextmanager
 def _bare(system: Measured) -> Iterator[tuple[int, int]]:
     port = free_port()
-    command = [sys.executable, "-P", "-m", "tests.bench.bare", str(system.home), str(system.bundle), str(port)]
-    child = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    command = [sys.executable, "-m", "tests.bench.bare", str(system.home), str(system.bundle), str(port)]
+    child = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT)
     try:
         end = time.monotonic() + 60
         while True:

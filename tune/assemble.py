@@ -1,12 +1,13 @@
 """From the best model of each family to one chain: which sources, how many from each, and whether a ranker pays."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from app.evaluation.metrics import bootstrap_interval
 from app.evaluation.protocols import KS, Evaluation, evaluated
 from app.features.items import ItemFeatures
 from app.features.spec import FeatureSpec
@@ -23,6 +24,7 @@ from app.retrieval.query import Query
 from app.retrieval.sources import Source, retrieve, source_of
 
 Mix = tuple[tuple[str, int], ...]
+Earlier = Callable[[Sequence[str]], Mapping[str, CandidateModel]]
 
 LEADING, FOLLOWING, FILLING = 100, 60, 20  # candidates of the first source, of each further one, of a filling one
 # Always in the mix, if fitted: new items are found by content, and whoever has no history by popularity.
@@ -31,8 +33,9 @@ MOST_SOURCES = 4
 WORTH = 0.02  # a further source must find this share more targets: each costs time in every answer
 MOST_RANKER_CASES = 6000
 LEAST_RANKER_CASES, MANY_RANKER_CASES = 50, 20_000  # cases whose target was retrieved
-SMALL = NetworkParams(cross_layers=1, hidden=16)  # with few cases a larger network varies more from seed to seed
+SMALL = NetworkParams(cross_layers=0, hidden=16)  # with few cases a larger network varies more from seed to seed
 MIX_CASES = 1000
+INTERVAL_ERRORS = 1.96  # standard errors from a mean to the end of its 95 % interval
 BATCH = 64
 
 
@@ -53,7 +56,7 @@ class Assembled:
     Attributes:
         evaluation: the chain's, on the validation cases.
         ablation: the metric of each stage and of what it is measured against, on the same cases.
-        examples: of ranker slice and validation, from which a final ranker may learn.
+        examples: of ranker slice and validation, each from sources fitted before it: a final ranker learns from both.
     """
 
     chain: Chain
@@ -64,7 +67,7 @@ class Assembled:
 
 @dataclass(frozen=True, slots=True)
 class Slices:
-    """Cases to choose by: positions in `interactions`, ascending; the models were fitted on what comes before."""
+    """Cases to choose by: positions in `interactions`, ascending; the ranker slice comes before validation."""
 
     interactions: Interactions
     ranker: NDArray[np.int64]
@@ -78,50 +81,86 @@ def assemble(
     catalogue: Catalogue,
     slices: Slices,
     *,
+    earlier: Earlier,
     metric: str,
     candidates: int,
     seed: int,
 ) -> Assembled:
-    """Chooses sources on the ranker slice, trains the ranker there, and keeps on validation what is best.
+    """Chooses the chain as it will serve: whatever is asked has learned from everything up to what it is asked for.
+
+    The sources of the mix are asked for validation as fitted before validation, and for the ranker's examples as
+    fitted before the ranker slice. The best family alone, the merged sources and the ranked ones stand against each
+    other on validation; the one that costs more must be better beyond noise.
 
     Args:
-        models: the best of each family, fitted before the ranker slice.
+        models: the best of each family, fitted before validation.
         values: their own metric on the validation cases.
+        earlier: fits families again, before the ranker slice.
         candidates: how many reach the ranker.
     """
     sources = {name: source_of(model) for name, model in models.items()}
     random = np.random.default_rng(seed)
-    learning = _some(slices.ranker, MOST_RANKER_CASES, random)
-    mix = choose_mix(sources, values, slices, _some(learning, MIX_CASES, random), candidates)
+    mix = choose_mix(sources, values, slices, _some(slices.validation, MIX_CASES, random), candidates)
     spec = make_spec(catalogue, [name for name, _ in mix])
     items = ItemFeatures.of(spec, catalogue)
-
-    def examples(cases: NDArray[np.int64]) -> Examples:
-        as_of = int(slices.interactions.times[cases[0]]) if len(cases) else 0
-        return training_examples(
-            functools.partial(retrieve, sources),
-            slices.interactions,
-            cases,
-            spec=spec,
-            items=items,
-            statistics=ItemStatistics.of(slices.interactions, spec.half_lives_days, as_of=as_of),
-            mix=mix,
-            limit=candidates,
-            history_limit=slices.history_limit,
-        )
-
-    learned, judged = examples(learning), examples(slices.validation)
+    lone = Chain(alone(mix), candidates, None, spec.model_copy(update={"features": ()}))
+    before = {name: source_of(model) for name, model in earlier([name for name, _ in mix]).items()}
+    learned = _examples(
+        Chain(mix, candidates, None, spec), before, items, slices, _some(slices.ranker, MOST_RANKER_CASES, random)
+    )
+    judged = _examples(Chain(mix, candidates, None, spec), sources, items, slices, slices.validation)
     users = slices.interactions.users[slices.validation]
-    fused = evaluated(order_ranks(judged), users)
+    single = evaluated(order_ranks(_examples(lone, sources, items, slices, slices.validation)), users)
+    found = [
+        (Chain(lone.mix, candidates, None, spec), single),
+        (Chain(mix, candidates, None, spec), evaluated(order_ranks(judged), users)),
+    ]
     ablation = {f"{name} alone": value for name, value in sorted(values.items(), key=lambda entry: -entry[1])}
-    ablation |= {"sources merged": fused.metrics[metric]}
+    ablation |= {"sources merged": found[1][1].metrics[metric]}
     ranker = fit_ranker(learned, spec, seed)
-    if ranker is None:
-        return Assembled(Chain(mix, candidates, None, spec), fused, ablation, both(learned, judged))
-    ranked = evaluated(score_ranks(judged, ranker.score(judged.features)), users)
-    ablation |= {"merged and ranked": ranked.metrics[metric]}
-    kept, evaluation = (ranker, ranked) if ranked.metrics[metric] > fused.metrics[metric] else (None, fused)
-    return Assembled(Chain(mix, candidates, kept, spec), evaluation, ablation, both(learned, judged))
+    if ranker is not None:
+        ranked = evaluated(score_ranks(judged, ranker.score(judged.features)), users)
+        ablation |= {"merged and ranked": ranked.metrics[metric]}
+        found.append((Chain(mix, candidates, ranker, spec), ranked))
+    chain, evaluation = chosen(found, metric)
+    return Assembled(chain, evaluation, ablation, both(learned, judged))
+
+
+def chosen(found: Sequence[tuple[Chain, Evaluation]], metric: str) -> tuple[Chain, Evaluation]:
+    """Of chains on the same cases, simplest first, the last that is better than the one chosen so far beyond noise.
+
+    Noise is one standard error of the difference by case, users drawn together.
+    """
+    best = found[0]
+    for chain, evaluation in found[1:]:
+        difference = evaluation.per_case[metric] - best[1].per_case[metric]
+        low, high = bootstrap_interval(difference, evaluation.users)
+        if difference.mean() > (high - low) / (2 * INTERVAL_ERRORS):
+            best = (chain, evaluation)
+    return best
+
+
+def alone(mix: Mix) -> Mix:
+    """The first source's own order; of the fillers so little that no list of usual length shows it."""
+    return (mix[0], *((name, 1) for name, _ in mix[1:] if name in FILLERS))
+
+
+def _examples(
+    chain: Chain, sources: Mapping[str, Source], items: ItemFeatures, slices: Slices, cases: NDArray[np.int64]
+) -> Examples:
+    """What a chain retrieves for some cases, with item statistics as of the slice that they are of."""
+    since = int(slices.interactions.times[cases[0]]) if len(cases) else 0
+    return training_examples(
+        functools.partial(retrieve, sources),
+        slices.interactions,
+        cases,
+        spec=chain.spec,
+        items=items,
+        statistics=ItemStatistics.of(slices.interactions, chain.spec.half_lives_days, as_of=since),
+        mix=chain.mix,
+        limit=chain.candidates,
+        history_limit=slices.history_limit,
+    )
 
 
 def fit_ranker(examples: Examples, spec: FeatureSpec, seed: int) -> NetworkRanker | None:

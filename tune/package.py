@@ -3,7 +3,7 @@
 import secrets
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -25,7 +25,7 @@ from app.evaluation.protocols import Evaluation
 from app.evaluation.splits import TimeSplit
 from app.features.statistics import ItemStatistics
 from app.models.candidate import CandidateModel, StaticModel
-from app.models.families import load_model
+from app.models.families import family_of, load_model
 from app.models.interactions import Catalogue, Histories, Interactions
 from app.retrieval.sources import Source, retrieve, source_of
 from app.settings import Settings
@@ -74,17 +74,26 @@ def package(
     split = data.split(settings.learn)
     tell("choosing the mix and training the ranker")
     models = {family: _fitted(folder, trial, split, data.catalogue, seed) for family, trial in best.items()}
+    fits = _Fits(sweep, data, best, seed)
+
+    def earlier(families: Sequence[str]) -> dict[str, CandidateModel]:
+        fits.ask(families, len(split.fit))
+        fits.ask(families, len(data.interactions))  # for the bundle: the cluster goes on while the ranker learns
+        return fits.get(families, len(split.fit))
+
     assembled = assemble(
         models,
         {family: float(trial.value or 0.0) for family, trial in best.items()},
         data.catalogue,
         Slices(data.interactions, split.ranker_cases, cases, sweep.history_limit),
+        earlier=earlier,
         metric=str(sweep.metric),
         candidates=settings.surfaces[settings.default_surface].candidates,
         seed=seed,
     )
     tell("fitting the chosen sources on everything")
-    final, chain = _refitted(sweep, data, best, assembled, seed)
+    chain = _with_final_ranker(assembled, seed)
+    final = fits.get([family for family, _ in chain.mix], len(data.interactions))
     tell("writing the bundle")
     registry = open_registry(settings, home)
     try:
@@ -124,7 +133,7 @@ def _fitted(folder: Path, trial: TrialRecord, split: TimeSplit, catalogue: Catal
             return load_model(trial.family, saved)
         except BundleError:
             shutil.rmtree(saved, ignore_errors=True)
-    return refit(trial.family, trial.params, split.fit, catalogue, seed=seed, passes=_passes(trial))
+    return refit(trial.family, trial.params, split.before_validation, catalogue, seed=seed, passes=_passes(trial))
 
 
 def _passes(trial: TrialRecord) -> int:
@@ -132,22 +141,36 @@ def _passes(trial: TrialRecord) -> int:
     return max((done for done, _ in trial.passes), default=0) if trial.state == "stopped" else 0
 
 
-def _refitted(
-    sweep: SweepFile, data: TrainingSet, best: Mapping[str, TrialRecord], assembled: Assembled, seed: int
-) -> tuple[dict[str, CandidateModel], Chain]:
-    """The chain's sources fitted on all events, beside each other on the cluster, and a ranker from all examples."""
-    shared = ray.put((data.interactions, data.catalogue))
-    fits = {}
-    for family, _ in assembled.chain.mix:
-        trial = best[family]
-        cpus = sweep.families[family].cpus or sweep.cpus
-        task = ray.remote(num_cpus=cpus, max_retries=1)(refit_task).options(name=f"refit {family}")
-        fits[family] = task.remote(shared, family, trial.params, seed, _passes(trial), cpus)
+class _Fits:
+    """The best configurations fitted on some of the oldest events, beside each other on the cluster."""
+
+    def __init__(self, sweep: SweepFile, data: TrainingSet, best: Mapping[str, TrialRecord], seed: int) -> None:
+        self._sweep, self._best, self._seed = sweep, best, seed
+        self._shared = ray.put((data.interactions, data.catalogue))
+        self._asked: dict[tuple[str, int], Any] = {}
+
+    def ask(self, families: Sequence[str], events: int) -> None:
+        """Begins fits on the oldest `events` events, the dearest first."""
+        for family in sorted(families, key=lambda name: -family_of(name).fit_cost):
+            trial = self._best[family]
+            cpus = self._sweep.families[family].cpus or self._sweep.cpus
+            task = ray.remote(num_cpus=cpus, max_retries=1)(refit_task).options(name=f"refit {family}")
+            self._asked[family, events] = task.remote(
+                self._shared, events, family, trial.params, self._seed, _passes(trial), cpus
+            )
+
+    def get(self, families: Sequence[str], events: int) -> dict[str, CandidateModel]:
+        """The fitted models; waits for them."""
+        return {family: ray.get(self._asked[family, events]) for family in families}
+
+
+def _with_final_ranker(assembled: Assembled, seed: int) -> Chain:
+    """The chosen chain; its ranker, if it has one, trained again on all examples."""
     chain = assembled.chain
-    if chain.ranker is not None:
-        ranker = fit_ranker(assembled.examples, chain.spec, seed) or chain.ranker
-        chain = Chain(chain.mix, chain.candidates, ranker, chain.spec)
-    return {family: ray.get(fit) for family, fit in fits.items()}, chain
+    if chain.ranker is None:
+        return chain
+    ranker = fit_ranker(assembled.examples, chain.spec, seed) or chain.ranker
+    return Chain(chain.mix, chain.candidates, ranker, chain.spec)
 
 
 def _metrics(assembled: Assembled, best: Mapping[str, TrialRecord]) -> dict[str, float]:

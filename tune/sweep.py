@@ -162,7 +162,7 @@ def _record(folder: Path, sweep: SweepFile, data: TrainingSet, recorded: Mapping
 
 
 def shared_data(settings: Settings, sweep: SweepFile, data: TrainingSet) -> SharedData:
-    """What the trials of a sweep look at: the fit part, and validation cases drawn by the seed."""
+    """What the trials look at: all events before validation to fit on, and validation cases drawn by the seed."""
     split = data.split(settings.learn)
     cases = split.validation_cases
     if len(cases) > settings.learn.validation_users:
@@ -170,7 +170,7 @@ def shared_data(settings: Settings, sweep: SweepFile, data: TrainingSet) -> Shar
         cases = np.sort(random.choice(cases, settings.learn.validation_users, replace=False))
     if not len(split.fit) or not len(cases):
         raise MantaError(f"sweep: found {len(data.interactions)} events, wanted enough for fit and validation parts")
-    return SharedData(data.interactions, data.catalogue, len(split.fit), cases, sweep.history_limit)
+    return SharedData(data.interactions, data.catalogue, len(split.before_validation), cases, sweep.history_limit)
 
 
 def _run_trials(

@@ -1,4 +1,4 @@
-"""One trial: fit a configuration on the fit part, judge it on validation. Plain Python; Ray stays in `sweep.py`."""
+"""One trial: fit a configuration before validation, judge it there. Plain Python; Ray stays in `sweep.py`."""
 
 import math
 import os

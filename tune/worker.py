@@ -9,6 +9,7 @@ from typing import Any
 from ray import tune
 
 from app.errors import MantaError
+from app.evaluation.splits import first
 from app.models.candidate import CandidateModel
 from app.models.interactions import Catalogue, Interactions
 from tune.journal import trial_name
@@ -39,16 +40,18 @@ def manta_trial(
 
 def refit_task(
     shared: tuple[Interactions, Catalogue],
+    events: int,
     family: str,
     params: Mapping[str, Any],
     seed: int,
     passes: int,
     cpus: float,
 ) -> CandidateModel:
-    """One configuration fitted on all events, as a Ray task."""
+    """One configuration fitted on the oldest `events` events, as a Ray task."""
     _give_way()
     cap_threads(cpus)
-    return refit(family, params, *shared, seed=seed, passes=passes)
+    interactions, catalogue = shared
+    return refit(family, params, first(interactions, events), catalogue, seed=seed, passes=passes)
 
 
 def _give_way() -> None:

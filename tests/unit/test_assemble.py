@@ -1,15 +1,34 @@
 """From the best of each family to one chain: ranks by hand, sources that pay, the same figures by another way."""
 
+import itertools
+from collections.abc import Sequence
+
 import numpy as np
 
+from app.evaluation.protocols import Evaluation, evaluated
 from app.features.items import ItemFeatures
+from app.features.spec import FeatureSpec
 from app.features.statistics import ItemStatistics
+from app.models.candidate import CandidateModel
 from app.models.families import make
 from app.models.interactions import Catalogue
 from app.ranking.examples import Examples
-from app.retrieval.sources import source_of
+from app.retrieval.sources import retrieve, source_of
 from tests.unit.chain_world import catalogue, interactions
-from tune.assemble import FILLERS, Slices, assemble, both, choose_mix, judge_chain, order_ranks, score_ranks
+from tune.assemble import (
+    FILLERS,
+    Chain,
+    Slices,
+    alone,
+    assemble,
+    both,
+    choose_mix,
+    chosen,
+    judge_chain,
+    order_ranks,
+    plain_query,
+    score_ranks,
+)
 
 
 def examples(*targets: int) -> Examples:
@@ -52,24 +71,58 @@ def test_a_mix_starts_with_the_best_and_always_has_the_fillers() -> None:
 
 def test_what_is_chosen_is_measured_as_a_bundle_would_be() -> None:
     items, slices, values = world()
-    fit = slices.interactions.before(int(slices.interactions.times[slices.ranker[0]]))
-    models = {name: make(name).fit(fit, items) for name in values}
-    found = assemble(models, values, items, slices, metric="ndcg_at_10", candidates=40, seed=0)
-    assert found.evaluation.metrics["ndcg_at_10"] == max(
-        found.ablation["sources merged"], found.ablation.get("merged and ranked", 0.0)
-    )
+    whole = slices.interactions
+    split = {
+        name: int(whole.times[cases[0]]) for name, cases in (("ranker", slices.ranker), ("all", slices.validation))
+    }
+    models = {name: make(name).fit(whole.before(split["all"]), items) for name in values}
+    asked: list[str] = []
+
+    def earlier(families: Sequence[str]) -> dict[str, CandidateModel]:
+        asked.extend(families)
+        return {name: make(name).fit(whole.before(split["ranker"]), items) for name in families}
+
+    found = assemble(models, values, items, slices, earlier=earlier, metric="ndcg_at_10", candidates=40, seed=0)
     assert next(iter(found.ablation)) == "item_knn alone"
+    assert {name for name, _ in found.chain.mix} <= set(asked)
+    assert len(found.examples) == len(slices.ranker) + len(slices.validation)
     again = judge_chain(
         found.chain,
         {name: source_of(model) for name, model in models.items()},
-        ItemStatistics.of(
-            slices.interactions,
-            found.chain.spec.half_lives_days,
-            as_of=int(slices.interactions.times[slices.validation[0]]),
-        ),
+        ItemStatistics.of(whole, found.chain.spec.half_lives_days, as_of=split["all"]),
         ItemFeatures.of(found.chain.spec, items),
-        slices.interactions,
+        whole,
         slices.validation,
         200,
     )
     np.testing.assert_array_equal(again.ranks, found.evaluation.ranks)
+
+
+def test_the_best_family_alone_keeps_its_order() -> None:
+    items, slices, values = world()
+    models = {name: make(name).fit(slices.interactions, items) for name in values}
+    sources = {name: source_of(model) for name, model in models.items()}
+    mix = alone((("item_knn", 100), ("ease", 60), ("content", 20), ("popularity", 20)))
+    assert mix == (("item_knn", 100), ("content", 1), ("popularity", 1))
+    query = plain_query(slices.interactions.histories_before(slices.validation), 200, len(items), mix, 100)
+    merged = retrieve(sources, query)
+    named = merged.ranks[:, 0]
+    for start, end in itertools.pairwise(merged.offsets):
+        shown = named[start:end][:20]
+        assert shown.tolist() == list(range(1, len(shown) + 1))
+
+
+def test_what_costs_more_must_be_better_beyond_noise() -> None:
+    spec = FeatureSpec(sources=("a",), features=())
+    users = np.repeat(np.arange(20), 5).astype(np.int32)
+    some = np.random.default_rng(0).random(len(users)) < 0.3
+
+    def chain(name: str, ranks: np.ndarray) -> tuple[Chain, Evaluation]:
+        return Chain(((name, 1),), 10, None, spec), evaluated(ranks, users)
+
+    simple = chain("simple", np.where(some, 3.0, np.inf))
+    lucky = chain("lucky", np.where((some | (users == 1)) & (users > 0), 3.0, np.inf))  # better for one user
+    clear = chain("clear", np.where(some, 1.0, np.inf))
+    worse = chain("worse", np.full(len(users), np.inf))
+    assert chosen([simple, lucky, worse], "ndcg_at_10") == simple
+    assert chosen([simple, clear, lucky], "ndcg_at_10") == clear

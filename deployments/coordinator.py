@@ -1,9 +1,9 @@
 """The swap coordinator as a detached, named Ray actor, and how replicas and commands speak to it."""
 
 import asyncio
-import importlib
 import logging
-import threading
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 
 from app.api.problems import FieldError, Problem, problem_of
 from app.bundles.registry import BundleRow, Promotion, open_registry, rfc3339
-from app.errors import MantaError
+from app.errors import BundleError, MantaError
 from app.events.producer import EventProducer
 from app.events.schema import PUBLISHED
 from app.settings import Settings
@@ -26,7 +26,8 @@ from deployments.swap import Swap
 logger = logging.getLogger(__name__)
 
 COORDINATOR = "manta-swap-coordinator"
-ANSWER_S = 30.0
+ANSWER_S = 60.0
+SMOKE_S = 50.0
 Outcome = dict[str, Any]
 
 
@@ -39,8 +40,6 @@ class SwapCoordinator:
         self._producer: EventProducer | None = None
         self._swap: Swap | None = None
         self._starting = asyncio.Lock()
-        # Torch and FAISS take seconds to import: neither the start nor the first promotion waits for them.
-        threading.Thread(target=importlib.import_module, args=("deployments.smoke",), daemon=True).start()
 
     async def exchange(self, report: Report, version: str | None) -> Orders:
         """A replica's long poll."""
@@ -102,13 +101,19 @@ class SwapCoordinator:
 
 
 def smoke_folder(folder: Path) -> None:
-    """Answers one request from a bundle's folder, whose hashes were just verified."""
-    from app.bundles.load import load_bundle
-    from deployments.smoke import smoke
-    from deployments.threads import cap_threads
+    """Asks a bundle, whose hashes were just verified, in a process of its own: its crash or its memory end there.
 
-    cap_threads(1)
-    smoke(load_bundle(folder, check_hashes=False))
+    Raises:
+        BundleError: it did not answer as it must.
+    """
+    command = [sys.executable, "-P", "-m", "deployments.smoke", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SMOKE_S)
+    except subprocess.TimeoutExpired:
+        raise BundleError(f"{folder}: smoke request: found no answer within {SMOKE_S:.0f} s") from None
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+        raise BundleError(f"{folder}: smoke request: {said}")
 
 
 def ensure_coordinator(settings: Settings, home: Path) -> ActorHandle:

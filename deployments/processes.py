@@ -82,7 +82,10 @@ def ignore_signals() -> None:
 
 
 def marked(session: Path) -> list[Process]:
-    """Processes of `session`, by marker or command line, without this process and those above it."""
+    """Processes of `session`, by marker, command line or open files, without this process and those above it.
+
+    Ray's agents write their title over their environment: only the logs that they hold open tell whose they are.
+    """
     spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     inside = f"{session}/"
     found = []
@@ -90,12 +93,23 @@ def marked(session: Path) -> list[Process]:
         if process.pid in spared:
             continue
         try:
-            mine = process.environ().get(MARKER) == str(session) or any(inside in word for word in process.cmdline())
+            mine = (
+                process.environ().get(MARKER) == str(session)
+                or any(inside in word for word in process.cmdline())
+                or _holds_open(process.pid, inside)
+            )
             if mine and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(Process(pid=process.pid, started=process.create_time()))
         except psutil.Error:
             continue
     return found
+
+
+def _holds_open(pid: int, inside: str) -> bool:
+    try:
+        return any(str(file.readlink()).startswith(inside) for file in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:  # a file closed meanwhile, or a process that has ended or is not ours
+        return False
 
 
 def end(processes: Iterable[Process], grace_s: float) -> None:

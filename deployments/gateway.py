@@ -25,6 +25,7 @@ from app.state.replica import StateReplica
 from deployments import ingress
 from deployments.answering import Answering, Held
 from deployments.bundles import BundleStore
+from deployments.cluster import NAMESPACE
 from deployments.coordinator import Coordinator
 from deployments.freshness import Follower
 from deployments.health import Tally
@@ -33,7 +34,7 @@ from deployments.loopback import keep_to_node
 from deployments.metrics import GatewayMetrics, alive, exposition, keep_in_files
 from deployments.positions import Positions
 from deployments.stages import RemoteStages
-from deployments.state_writer import NAMESPACE, SUPERVISOR, ensure_state_writers
+from deployments.state_writer import SUPERVISOR, ensure_state_writers
 from deployments.threads import cap_threads
 from deployments.writes import Writes, kind_of
 

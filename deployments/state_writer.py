@@ -16,8 +16,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from app.settings import Settings
 from app.state.writer import StateWriterLoop
+from deployments.cluster import NAMESPACE
 
-NAMESPACE = "manta"
 SUPERVISOR = "manta-state-supervisor"
 WRITER_PREFIX = "manta-state-writer-"
 _LOOK_S = 1.0

@@ -6,7 +6,6 @@ scripts/demo [--once] [--port P] [--home DIR] [--kafka HOST:PORT]
 import argparse
 import os
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from rich.console import Console
 from app.errors import MantaError
 from app.settings import Settings, home_folder, load_settings
 from deployments import cluster
+from deployments.ports import require_free
 from scripts.story import Story
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,13 +81,7 @@ def _said(console: Console, step: str) -> Iterator[None]:
 def _check(settings: Settings, home: Path) -> None:
     if cluster.running(home) is not None:
         raise MantaError(f"a system runs in {home}: end it (scripts/manta down) or name another --home and --port")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.http.host, settings.http.port))
-        except OSError as error:
-            where = f"{settings.http.host}:{settings.http.port}"
-            raise MantaError(f"{where} cannot be listened on ({error.strerror}): name another --port") from None
+    require_free(settings.http.port, settings.http.host, "the endpoint")
     folder = next(parent for parent in (home, *home.parents) if parent.exists())
     free = shutil.disk_usage(folder).free
     if free < NEEDED_BYTES:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from app.bundles.load import LoadedBundle
 from app.bundles.load import load_bundle as load
-from app.chain import Chain, LiveBundle
+from app.chain.parts import Chain, LiveBundle
+from app.chain.stages import LocalStages
 from app.recommend import Outcome, Request, recommend_now
-from app.stages import LocalStages
 from app.state.memory import MemoryState
 from app.surfaces import SurfaceSettings
 

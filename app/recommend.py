@@ -12,17 +12,17 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from app.answering import Batch, Outcome
-from app.chain import Chain, LiveBundle, ServableBundle
-from app.complete import complete
+from app.chain.complete import complete
+from app.chain.outcomes import Batch, Outcome
+from app.chain.parts import Chain, LiveBundle, ServableBundle
+from app.chain.question import Question, histories_of, history_key, query_of, question_of
+from app.chain.request import Answer, Reason, Request, Scored, similar
+from app.chain.stages import LocalStages, Stages, ask
 from app.degrade import Breakers, StageOverloaded, StageStarting, cause_of
 from app.errors import MantaError
 from app.features.table import FeatureContext, features
-from app.question import Question, histories_of, history_key, query_of, question_of
-from app.request import Answer, Reason, Request, Scored, similar
 from app.retrieval.merge import take
 from app.retrieval.query import Candidates
-from app.stages import LocalStages, Stages, ask
 from app.state.memory import MemoryState
 from app.state.reader import EMPTY_HISTORY, StateReader, UserHistory
 from app.surfaces import SurfaceSettings

@@ -45,6 +45,9 @@ class KafkaSettings(Section):
     max_in_flight_events: int = Field(20_000, ge=1, description="Unacknowledged events a gateway holds; beyond: 503.")
     linger_ms: float = Field(1.0, ge=0, description="How long the producer gathers a batch.")
     delivery_timeout_s: float = Field(3.0, gt=0, description="After this an unacknowledged event is a 503.")
+    long_polls: bool = Field(
+        True, description="`false`: the broker answers an empty fetch at once (the embedded one); readers then doze."
+    )
     client: dict[str, str] = Field(
         default={}, description="More librdkafka properties (TLS, SASL), for example `security.protocol: SASL_SSL`."
     )

@@ -6,14 +6,14 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import orjson
 
-from app.answering import Outcome
 from app.api.problems import Problem
 from app.api.schemas import RecommendBody, plain_filters
-from app.bundles.load import LoadedBundle, load_bundle
 from app.cache import AnswerCache, ListStore
+from app.chain.outcomes import Outcome
 from app.degrade import Breakers
 from app.errors import MantaError, NotFound
 from app.recommend import Answer, Chain, LiveBundle, LocalStages, Request, Stages, recommend
@@ -25,13 +25,16 @@ from deployments.health import Health
 from deployments.impressions import Impressions
 from deployments.metrics import GatewayMetrics
 
+if TYPE_CHECKING:
+    from app.bundles.load import LoadedBundle
+
 logger = logging.getLogger(__name__)
 
 
 class Held:
     """A bundle as a replica holds it: with its live items, its lists and the stages in this process."""
 
-    def __init__(self, bundle: LoadedBundle, live: LiveBundle) -> None:
+    def __init__(self, bundle: "LoadedBundle", live: LiveBundle) -> None:
         self.bundle, self.live = bundle, live
         self.local = LocalStages({bundle.id: bundle})
 
@@ -89,6 +92,8 @@ class Answering:
 
     def load(self, bundle_id: str, folder: Path) -> Held:
         """Loads a bundle, with the items as the state has them. Runs in a thread."""
+        from app.bundles.load import load_bundle  # torch and all: only a replica takes it in, not who deploys it
+
         bundle = load_bundle(folder)
         lists = ListStore(self._folder / "lists" / bundle_id, bundle.lists) if bundle.lists else None
         live = LiveBundle(bundle, lists)

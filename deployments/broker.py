@@ -29,9 +29,7 @@ def start(home: Path, port: int, environment: dict[str, str]) -> Process:
     data.mkdir(parents=True, exist_ok=True)
     log_path = home / "logs" / "broker.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
-    # It answers an empty fetch at once, so that its consumers never rest: below the priority of those who answer.
-    command = ["nice", "-n", "5", str(program)]
-    command += ["start", "--only", "kafka", "--kafka-port", str(port), "--host", "127.0.0.1"]
+    command = [str(program), "start", "--only", "kafka", "--kafka-port", str(port), "--host", "127.0.0.1"]
     with log_path.open("ab") as log:
         child = subprocess.Popen(
             [*command, "--data-dir", str(data)],

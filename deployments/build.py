@@ -1,12 +1,17 @@
 """Settings -> the Serve application: gateway, and where a surface is distributed, retriever and ranker."""
 
+import contextlib
 import logging
 import os
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve import Application
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, HTTPOptions
 from ray.serve.schema import LoggingConfig
 
@@ -66,12 +71,26 @@ def deploy(settings: Settings, home: Path) -> None:
     ensure_state_writers(settings, home)
     ensure_coordinator(settings, home)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # what is happening, the command says itself
-    serve.start(
-        proxy_location="HeadOnly",
-        http_options=HTTPOptions(host=settings.http.host, port=settings.http.port),
-        logging_config=_logging(settings),
-    )
-    serve.run(application(settings, home), name=APPLICATION, route_prefix="/")
+    with ThreadPoolExecutor(1, "serve-start") as beside:  # it waits for the proxies; the replicas need not
+        started = beside.submit(
+            serve.start,
+            proxy_location="HeadOnly",
+            http_options=HTTPOptions(host=settings.http.host, port=settings.http.port),
+            logging_config=_logging(settings),
+        )
+        _wait_for_controller(started)
+        serve.run(application(settings, home), name=APPLICATION, route_prefix="/")
+        started.result()
+
+
+def _wait_for_controller(started: "Future[None]") -> None:
+    """Returns once Serve's controller has its name: from then on an application can be given to it."""
+    while not started.done():
+        with contextlib.suppress(ValueError):
+            ray.get_actor(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
+            return
+        time.sleep(0.05)
+    started.result()
 
 
 def _options(section: AutoscaleSettings, settings: Settings, policy: AutoscalingPolicy | None = None) -> dict[str, Any]:

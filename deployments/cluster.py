@@ -72,6 +72,9 @@ def attach(
         try:
             os.environ.update(client_environment(home, run.ports) | serve_environment(settings))
             if ray:
+                import ray as _  # noqa: F401  # takes a second, like what it is to join
+
+                _wait_for_ray(run)
                 join_ray(run.address)
             yield Attached(run.settings(settings), run)
         finally:
@@ -241,7 +244,7 @@ def _with_broker(run: Run, variables: dict[str, str], say: Say) -> Run:
 
 
 def _start_ray(settings: Settings, run: Run, variables: dict[str, str]) -> Process:
-    """Starts Ray's head and waits until drivers can join."""
+    """Starts Ray's head; `_wait_for_ray` waits until drivers can join."""
     block = run.ports
     options: dict[str, object] = {
         "node-ip-address": "127.0.0.1",
@@ -255,7 +258,7 @@ def _start_ray(settings: Settings, run: Run, variables: dict[str, str]) -> Proce
         "dashboard-agent-grpc-port": block.agent_grpc,
         "runtime-env-agent-port": block.runtime_env_agent,
         "metrics-export-port": block.metrics_export,
-        "ray-client-server-port": block.client,
+        "include-log-monitor": "false",  # it would print the workers' logs into drivers, which want none
         "min-worker-port": 0,
         "max-worker-port": 0,
         "object-store-memory": settings.ray.object_store_bytes,
@@ -264,13 +267,15 @@ def _start_ray(settings: Settings, run: Run, variables: dict[str, str]) -> Proce
     if settings.ray.num_cpus is not None:
         options["num-cpus"] = settings.ray.num_cpus
     words = [f"--{name}={value}" for name, value in options.items()]
-    command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
-    process = _spawn([*command, *words], variables, run.home / "logs" / "ray.log")
+    command = [sys.executable, "-P", "-m", "deployments.head", "start", "--head", "--block", "--disable-usage-stats"]
+    return _spawn([*command, *words], variables, run.home / "logs" / "ray.log")
+
+
+def _wait_for_ray(run: Run) -> None:
     try:
-        _wait(block.node_manager, process, 120.0, "Ray")
+        _wait(run.ports.node_manager, run.ray, 120.0, "Ray")
     except MantaError as error:
         raise MantaError(f"{error}; {run.home / 'logs' / 'ray.log'} says: {_last_words(run.home)}") from None
-    return process
 
 
 def _start_keeper(run: Run, variables: dict[str, str]) -> Process:

@@ -34,6 +34,8 @@ SERVE = {
     # Our limits and the hot path stand before Serve's own routing (deployments/ingress.py).
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.ingress:middlewares",
 }
+# What each of Ray's workers does first.
+WORKERS = {"RAY_preload_python_modules": "deployments.without_pandas"}
 # Ray's own logs: 5 files of 20 MB each process at most.
 LOGS = {"RAY_ROTATION_MAX_BYTES": "20000000", "RAY_ROTATION_BACKUP_COUNT": "5"}
 # What must not reach a node from the shell that starts it.
@@ -52,6 +54,7 @@ def environment(settings: Settings, home: Path, ports: Ports, session: Path) -> 
         **EVERYWHERE,
         **serve_environment(settings),
         **LOGS,
+        **WORKERS,
         MARKER: str(session),
         "MANTA_HOME": str(home),
         "MANTA_SETTINGS": str(home / "run-settings.yaml"),

@@ -17,9 +17,9 @@ from app.api.application import create_edge
 from app.api.problems import Problem, internal, problem_of
 from app.api.schemas import PromoteBody, RecommendBody, SimilarBody, plain_filters
 from app.api.service import Json
+from app.chain.request import Answer, Request, similar
 from app.errors import NotFound, StateUnavailable
 from app.events.producer import EventProducer
-from app.request import Answer, Request, similar
 from app.settings import Settings
 from app.state.replica import StateReplica
 from deployments import ingress

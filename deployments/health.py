@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from app.chain.request import Answer
 from app.errors import MantaError
-from app.request import Answer
 
 # A bundle is judged only after this many answers, and taken back if more than this share of them failed.
 ENOUGH = 50

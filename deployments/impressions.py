@@ -6,8 +6,8 @@ from typing import Protocol
 
 import orjson
 
+from app.chain.request import Answer, Request
 from app.events.schema import IMPRESSIONS, SCHEMA_VERSION, format_time
-from app.request import Answer, Request
 
 FLUSH_S = 0.02
 AT_ONCE = 256

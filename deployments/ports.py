@@ -33,7 +33,6 @@ class Ports(BaseModel):
     agent_grpc: int
     runtime_env_agent: int
     metrics_export: int
-    client: int
     haproxy_stats: int
     haproxy_metrics: int
     fallback_http: int

@@ -68,8 +68,9 @@ class Run(BaseModel):
         return self.broker.alive() if self.broker is not None else bool(self.living_users())
 
     def settings(self, given: Settings) -> Settings:
-        """`given` with the address of this system's broker."""
-        return given.model_copy(update={"kafka": given.kafka.model_copy(update={"bootstrap_servers": self.kafka})})
+        """`given` with the address of this system's broker, and how that one answers."""
+        broker = {"bootstrap_servers": self.kafka, "long_polls": given.kafka.long_polls and not self.embedded_broker}
+        return given.model_copy(update={"kafka": given.kafka.model_copy(update=broker)})
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from app.bundles.load import load_bundle, load_ranker
 from app.bundles.manifest import verify
 from app.degrade import StageOverloaded, StageStarting
 from app.ranking.ranker import Ranker
@@ -63,17 +62,27 @@ class _Stage(Generic[Loaded]):
         return loaded[bundle_id]
 
 
+def _sources(_: str, folder: Path) -> Mapping[str, Source]:
+    from app.bundles.load import load_bundle  # torch and all: only a replica takes it in, not who deploys it
+
+    return load_bundle(folder).sources
+
+
+def _ranker(_: str, folder: Path) -> Ranker | None:
+    from app.bundles.load import load_ranker
+
+    return load_ranker(folder, verify(folder))
+
+
 class Retriever:
     """A replica of the deployment `retriever`: the sources of each bundle."""
 
     async def __init__(self, settings: Settings, home: str, cpus: float) -> None:  # type: ignore[misc]
-        self._stage: _Stage[Mapping[str, Source]] = _Stage(
-            settings, home, cpus, BundleStore("retriever", lambda _, folder: load_bundle(folder).sources)
-        )
+        self._stage: _Stage[Mapping[str, Source]] = _Stage(settings, home, cpus, BundleStore("retriever", _sources))
         await self._stage.join()
 
     async def retrieve(self, bundle_id: str, query: Query) -> Candidates:
-        """As `app.stages.Stages.retrieve`."""
+        """As `app.chain.stages.Stages.retrieve`."""
         return retrieve(await self._stage.of(bundle_id), query)
 
 
@@ -81,13 +90,11 @@ class Scorer:
     """A replica of the deployment `ranker`: the ranker of each bundle (None where it has none)."""
 
     async def __init__(self, settings: Settings, home: str, cpus: float) -> None:  # type: ignore[misc]
-        self._stage: _Stage[Ranker | None] = _Stage(
-            settings, home, cpus, BundleStore("ranker", lambda _, folder: load_ranker(folder, verify(folder)))
-        )
+        self._stage: _Stage[Ranker | None] = _Stage(settings, home, cpus, BundleStore("ranker", _ranker))
         await self._stage.join()
 
     async def score(self, bundle_id: str, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """As `app.stages.Stages.score`."""
+        """As `app.chain.stages.Stages.score`."""
         ranker = await self._stage.of(bundle_id)
         if ranker is None:
             raise LookupError(f"bundle {bundle_id}: found no ranker, wanted one")

@@ -3,13 +3,13 @@
 import contextlib
 from math import ceil
 
-import faiss
-import torch
-from threadpoolctl import threadpool_limits
-
 
 def cap_threads(cpus: float) -> int:
     """Caps every pool of this process to the CPUs that it reserved (at least 1); returns the cap."""
+    import faiss  # seconds of a core with torch, which a driver that only deploys need not spend
+    import torch
+    from threadpoolctl import threadpool_limits
+
     threads = max(1, ceil(cpus))
     threadpool_limits(threads)
     faiss.omp_set_num_threads(threads)

@@ -81,6 +81,7 @@ def launch(settings: Settings, run: Run) -> None:
 
 
 def _deploy(settings: Settings, home: Path) -> None:
+    import deployments.without_pandas  # noqa: F401
     from app.events.topics import ensure_topics
     from deployments.build import deploy
 

@@ -90,7 +90,7 @@ def assemble(
 
     The sources of the mix are asked for validation as fitted before validation, and for the ranker's examples as
     fitted before the ranker slice. The best family alone, the merged sources and the ranked ones stand against each
-    other on validation; the one that costs more must be better beyond noise.
+    other on validation (`chosen`).
 
     Args:
         models: the best of each family, fitted before validation.
@@ -127,15 +127,17 @@ def assemble(
 
 
 def chosen(found: Sequence[tuple[Chain, Evaluation]], metric: str) -> tuple[Chain, Evaluation]:
-    """Of chains on the same cases, simplest first, the last that is better than the one chosen so far beyond noise.
+    """Of chains on the same cases, simplest first, the last that is better than the one chosen so far.
 
-    Noise is one standard error of the difference by case, users drawn together.
+    Further sources must be better beyond noise: one standard error of the difference by case, users drawn together. A
+    ranker must only be better, since the final one learns from about twice the examples of the one that was judged.
     """
     best = found[0]
     for chain, evaluation in found[1:]:
         difference = evaluation.per_case[metric] - best[1].per_case[metric]
         low, high = bootstrap_interval(difference, evaluation.users)
-        if difference.mean() > (high - low) / (2 * INTERVAL_ERRORS):
+        noise = (high - low) / (2 * INTERVAL_ERRORS) if chain.ranker is None else 0.0
+        if difference.mean() > noise:
             best = (chain, evaluation)
     return best
 

@@ -10,6 +10,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from app.errors import MantaError
 from app.events.connection import QuietLogger, consumer_config
+from app.events.doze import Doze, Place
 from app.events.ranges import TopicBounds
 from app.events.schema import EVENTS, ITEMS, USERS
 from app.events.topics import bounds
@@ -18,8 +19,6 @@ from app.settings import KafkaSettings
 TOPICS = (EVENTS, ITEMS, USERS)
 _REFRESH_S = 5.0  # how soon a new partition is noticed
 _MISSING_S = 0.5  # how soon a topic that was not there
-
-Place = tuple[str, int]  # topic, partition
 
 log = logging.getLogger("manta.state")
 
@@ -77,6 +76,7 @@ class StateFeed:
             error_cb=self._on_error,
         )
         self._consumer = Consumer(config, logger=QuietLogger())
+        self._doze = None if settings.long_polls else Doze(self._consumer)
 
     def _on_error(self, error: KafkaError) -> None:
         """A broken connection: what comes after may be a broker that has forgotten something."""
@@ -94,6 +94,8 @@ class StateFeed:
             self._consumer.poll(0 if self._moved else timeout_s)  # serves the callbacks
             moved, self._moved = self._moved, Read()
             return moved
+        if self._doze is not None and not self._doze.wait(self._next, timeout_s):
+            timeout_s = 0  # only the callbacks are served
         first = self._consumer.poll(timeout_s)
         read = Read()
         for message in (first, *self._consumer.consume(limit - 1, 0)) if first is not None else ():
@@ -117,12 +119,13 @@ class StateFeed:
     def lag(self) -> dict[str, int]:
         """Topic → messages in the log that are not applied, as far as the consumer has heard."""
         lag = dict.fromkeys(TOPICS, 0)
+        ends = self._ends | (self._doze.ends if self._doze is not None else {})
         for topic, partition in self._assigned:
             try:
                 _, heard = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)
             except KafkaException:
                 heard = -1
-            end = max(heard, self._ends.get((topic, partition), 0))
+            end = max(heard, ends.get((topic, partition), 0))
             lag[topic] += max(0, end - self._next.get((topic, partition), 0))
         return lag
 
@@ -166,6 +169,8 @@ class StateFeed:
         self._ends = {(topic, partition): end for topic in TOPICS for partition, end in held[topic].end.items()}
         self._assigned = set(self._ends)
         self._consumer.assign([TopicPartition(*place, self._next[place]) for place in sorted(self._assigned)])
+        if self._doze is not None:
+            self._doze.assigned(self._assigned)
         self._suspect, self.error = False, None
 
     def _compare_topic(self, held: TopicBounds) -> None:

@@ -13,6 +13,7 @@ from app.models.candidate import CandidateModel
 from app.models.families import make
 from app.models.interactions import Catalogue
 from app.ranking.examples import Examples
+from app.ranking.network import NetworkRanker
 from app.retrieval.sources import retrieve, source_of
 from tests.unit.chain_world import catalogue, interactions
 from tune.assemble import (
@@ -126,3 +127,7 @@ def test_what_costs_more_must_be_better_beyond_noise() -> None:
     worse = chain("worse", np.full(len(users), np.inf))
     assert chosen([simple, lucky, worse], "ndcg_at_10") == simple
     assert chosen([simple, clear, lucky], "ndcg_at_10") == clear
+    ranker = NetworkRanker(("a",))
+    ranked = (Chain(simple[0].mix, 10, ranker, spec), lucky[1])  # the final one learns from more
+    assert chosen([simple, ranked], "ndcg_at_10") == ranked
+    assert chosen([ranked, simple], "ndcg_at_10") == ranked

@@ -10,9 +10,9 @@ import orjson
 import pytest
 
 from app.api.problems import Problem
+from app.chain.request import Answer, Reason, Request, Scored
 from app.errors import BrokerUnavailable, BundleError, Conflict, NotFound
 from app.events.schema import EVENTS, ITEMS, Impression, read_columns
-from app.request import Answer, Reason, Request, Scored
 from app.settings import Settings
 from app.state.memory import MemoryState
 from deployments.bundles import BundleStore

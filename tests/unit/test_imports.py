@@ -17,14 +17,14 @@ FLOORS = (
     ("app.features",),
     ("app.ranking",),
     ("app.bundles",),
+    ("app.chain",),
     ("app.recommend",),
+    ("app.door",),
     ("tune", "app.api"),
     ("deployments",),
     ("scripts",),
 )
 FLOOR = {package: height for height, packages in enumerate(FLOORS) for package in packages}
-# The chain is one room of several files.
-CHAIN = {f"app.{name}" for name in ("answering", "chain", "complete", "door", "question", "request", "stages")}
 FILES = sorted(
     path.relative_to(ROOT) for top in ("app", "tune", "deployments", "scripts") for path in (ROOT / top).rglob("*.py")
 )
@@ -34,8 +34,6 @@ MAX_LINES = 500
 def package_of(module: str) -> str | None:
     """The package that has a floor, or None for what is not ours."""
     name = ".".join(module.split(".")[:2])
-    if name in CHAIN:
-        return "app.recommend"
     return next((found for found in (name, name.split(".")[0]) if found in FLOOR), None)
 
 

@@ -152,7 +152,7 @@ def test_a_withdrawn_item_is_gone_and_comes_back(world: World) -> None:
 
 
 def test_more_withdrawn_items_than_are_banned_one_by_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.question.FEW_WITHDRAWN", 3)
+    monkeypatch.setattr("app.chain.question.FEW_WITHDRAWN", 3)
     for row in range(0, N_ITEMS, 2):
         world.put(f"i{row}", None)
     assert set(world.ids(user_id="drama", k=500)) == {f"i{row}" for row in range(1, N_ITEMS, 2)}

@@ -9,10 +9,10 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from app.chain import Chain
+from app.chain.parts import Chain
+from app.chain.question import NO_ROWS, Question
+from app.chain.request import Answer, Reason, Request, Rung, Scored
 from app.models.interactions import Rows
-from app.question import NO_ROWS, Question
-from app.request import Answer, Reason, Request, Rung, Scored
 from app.retrieval.merge import fused, shares
 from app.retrieval.query import Candidates
 from app.rules.rules import effects

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from app.chain import Chain
+from app.chain.parts import Chain
+from app.chain.question import Question, histories_of
 from app.models.interactions import Rows
-from app.question import Question, histories_of
 from app.retrieval.merge import Addition, Found, extend
 from app.retrieval.query import Candidates
 

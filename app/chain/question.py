@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.chain import Chain
+from app.chain.parts import Chain
+from app.chain.request import Request
 from app.degrade import usable_until
 from app.errors import NotFound, RequestInvalid
 from app.models.interactions import Histories, Rows, Times, Weights
-from app.request import Request
 from app.retrieval.query import Query
 from app.rules.rules import banned_rows
 from app.state.reader import Kind, UserHistory

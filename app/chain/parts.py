@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from app.chain.stages import Stages
 from app.degrade import Breakers
 from app.features.items import ItemFeatures
 from app.features.spec import FeatureSpec
@@ -16,7 +17,6 @@ from app.retrieval.catalogue import LiveCatalogue
 from app.retrieval.fill import Fallback
 from app.retrieval.filters import Filters
 from app.retrieval.sources import Source
-from app.stages import Stages
 from app.state.reader import StateReader
 from app.surfaces import SurfaceSettings
 

@@ -156,6 +156,15 @@ class Answering:
         if self._follower.behind():
             await self._follower.refresh()
         outcomes = await recommend(chain, requests, deliver)
+        try:
+            self._after(chain, requests, outcomes)
+        except Exception:  # the answers are given
+            logger.exception("answers could not be counted")
+        return outcomes
+
+    def _after(self, chain: Chain, requests: Sequence[Request], outcomes: Sequence[Outcome]) -> None:
+        """What comes after the answers: the bundle's health, impressions, metrics, the log."""
+        self.health.count(chain.target.bundle.id, outcomes, local=chain.stages.immediate)
         now_us = time.time_ns() // 1000
         answers = []
         for request, outcome in zip(requests, outcomes, strict=True):
@@ -164,10 +173,8 @@ class Answering:
                 self.impressions.log(request, outcome, now_us)
         self._metrics.answered(answers)
         self._metrics.batch(chain.surface_name, len(requests), answers[-1].timings_ms if answers else {})
-        self.health.count(chain.target.bundle.id, outcomes, local=chain.stages.immediate)
         if self._log_requests:
             self._log(answers)
-        return outcomes
 
     @staticmethod
     def _log(answers: Sequence[Answer]) -> None:

@@ -7,8 +7,11 @@ otherwise two halves would take turns, each paying the full fixed cost of a batc
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
+
+logger = logging.getLogger(__name__)
 
 # Turns of the event loop from bytes in a socket to a request that asks: poll, parse and start its task, run it.
 TURNS = 3
@@ -36,7 +39,7 @@ class Batcher(Generic[Asked, Told]):
         deliver single outcomes before the others are known.
 
         Args:
-            work: if it raises itself, each request of the batch is tried once more alone.
+            work: if it raises itself, each request of the batch that has no answer yet is tried once more alone.
             max_batch: requests a batch holds at most.
             wait_s: longest wait for clients to come back; while a batch is under way, the shortest.
         """
@@ -124,11 +127,7 @@ class Batcher(Generic[Asked, Told]):
         try:
             told = await self._work([request for request, _ in batch], deliver)
         except Exception as error:
-            if len(batch) == 1:
-                _settle(batch[0][1], error)
-                return
-            for one in batch:
-                await self._run([one])
+            await self._try_again(batch, error)
             return
         except asyncio.CancelledError:
             for _, answer in batch:
@@ -136,6 +135,17 @@ class Batcher(Generic[Asked, Told]):
             raise
         for (_, answer), reply in zip(batch, told, strict=True):
             _settle(answer, reply)
+
+    async def _try_again(self, batch: list[tuple[Asked, "asyncio.Future[Told]"]], error: Exception) -> None:
+        """The work raised: what was delivered stands; each of the others alone, so that only the bad one fails."""
+        left = [one for one in batch if not one[1].done()]
+        if not left:
+            logger.error("a batch failed after all its answers were given", exc_info=error)
+        elif len(batch) == 1:
+            _settle(left[0][1], error)
+        else:
+            for one in left:
+                await self._run([one])
 
 
 def _settle(answer: "asyncio.Future[Told]", reply: Told | Exception) -> None:

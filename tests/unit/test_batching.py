@@ -115,6 +115,23 @@ async def test_one_bad_request_harms_only_itself() -> None:
     assert isinstance(told[3], ValueError)
 
 
+async def test_what_is_answered_is_not_worked_on_again(caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[list[int]] = []
+
+    async def work(asked: Sequence[int], deliver: Deliver[int]) -> list[int]:
+        seen.append(list(asked))
+        for place, one in enumerate(asked):
+            if one != 3 or len(asked) == 1:
+                deliver(place, one * 2)
+        raise RuntimeError("after the answers")
+
+    batcher: Batcher[int, int] = Batcher(work, max_batch=8, wait_s=0.01)
+    assert await asyncio.gather(*(batcher.ask(one) for one in (1, 2, 3))) == [2, 4, 6]
+    assert await batcher.ask(7) == 14
+    assert seen == [[1, 2, 3], [3], [7]]
+    assert "after all its answers were given" in caplog.text
+
+
 async def test_a_client_that_has_gone_costs_nothing() -> None:
     seen: list[int] = []
 

@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +13,11 @@ from ray.exceptions import RayError
 
 from app.api.problems import FieldError, Problem, problem_of
 from app.bundles.registry import BundleRow, Promotion, open_registry, rfc3339
-from app.errors import BundleError, MantaError
+from app.errors import MantaError
 from app.events.producer import EventProducer
 from app.events.schema import PUBLISHED
 from app.settings import Settings
+from app.smoke import smoke_apart
 from deployments.cluster import NAMESPACE
 from deployments.rollout import Orders, Report
 from deployments.swap import Swap
@@ -27,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 COORDINATOR = "manta-swap-coordinator"
 ANSWER_S = 60.0
-SMOKE_S = 50.0
 Outcome = dict[str, Any]
 
 
@@ -85,7 +83,7 @@ class SwapCoordinator:
     async def _started(self) -> Swap:
         async with self._starting:
             if self._swap is None:
-                swap = Swap(self._registry, self._settings, smoke=smoke_folder, publish=self._publish)
+                swap = Swap(self._registry, self._settings, smoke=smoke_apart, publish=self._publish)
                 await swap.start()
                 self._swap = swap
         return self._swap
@@ -98,22 +96,6 @@ class SwapCoordinator:
             self._producer.try_send(PUBLISHED, promotion.bundle.encode(), orjson.dumps(promotion.as_json()))
         except MantaError as error:
             logger.warning("promotion %s is not published: %s", promotion.id, error)
-
-
-def smoke_folder(folder: Path) -> None:
-    """Asks a bundle, whose hashes were just verified, in a process of its own: its crash or its memory end there.
-
-    Raises:
-        BundleError: it did not answer as it must.
-    """
-    command = [sys.executable, "-P", "-m", "deployments.smoke", str(folder)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SMOKE_S)
-    except subprocess.TimeoutExpired:
-        raise BundleError(f"{folder}: smoke request: found no answer within {SMOKE_S:.0f} s") from None
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
-        raise BundleError(f"{folder}: smoke request: {said}")
 
 
 def ensure_coordinator(settings: Settings, home: Path) -> ActorHandle:

@@ -3,17 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from app.bundles.gate import Admission, admit, admit_rollback
-from app.bundles.load import load_bundle
 from app.bundles.manifest import verify
 from app.bundles.registry import Promotion, Registry, open_registry
-from app.errors import BundleError, Conflict
-from app.models.interactions import Histories
-from app.retrieval.sources import retrieve
+from app.errors import Conflict
 from app.settings import Settings
-from tune.assemble import plain_query
+from app.smoke import smoke_apart
 
 
 def promote(
@@ -47,7 +42,7 @@ def promote(
             force=force,
             expected=expected,
             verify=lambda: verify(folder),
-            smoke=lambda: smoke(folder),
+            smoke=lambda: smoke_apart(folder),
         )
         return _moved(registry, admission)
     finally:
@@ -68,20 +63,6 @@ def rollback(settings: Settings, home: Path, surface: str) -> Promotion:
         )
     finally:
         registry.close()
-
-
-def smoke(folder: Path) -> None:
-    """Loads the bundle and retrieves for somebody with a history and somebody without.
-
-    Raises:
-        BundleError: it does not load, or finds nothing for both.
-    """
-    bundle = load_bundle(folder, check_hashes=False)
-    histories = Histories.of_lists([bundle.popular[:3].tolist(), []], bundle.statistics.as_of)
-    query = plain_query(histories, 200, len(bundle.catalogue), bundle.mix, bundle.manifest.candidates)
-    found = retrieve(bundle.sources, query)
-    if not len(found.rows) or not np.isfinite(found.scores).all():
-        raise BundleError(f"bundle {bundle.id}: found {len(found.rows)} candidates, wanted some with finite scores")
 
 
 def _moved(registry: Registry, admission: Admission) -> Promotion:

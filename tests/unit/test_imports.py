@@ -19,7 +19,7 @@ FLOORS = (
     ("app.bundles",),
     ("app.chain",),
     ("app.recommend",),
-    ("app.door",),
+    ("app.door", "app.smoke"),
     ("tune", "app.api"),
     ("deployments",),
     ("scripts",),

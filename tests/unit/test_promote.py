@@ -36,3 +36,11 @@ def test_one_flipped_bit_is_refused_even_by_force(tmp_path: Path) -> None:
     with pytest.raises(GateRefused, match=rf"hashes: .*{file.name}: found SHA-256"):
         promote(SETTINGS, tmp_path, "first", force=True)
     assert open_registry(SETTINGS, tmp_path).aliases().live == {}
+
+
+def test_the_offline_way_asks_the_whole_chain_too(tmp_path: Path) -> None:
+    """A ranker that gives no numbers: its files are as they were written, its candidates are fine."""
+    register_tiny(SETTINGS, tmp_path, "sick", sick=True)
+    with pytest.raises(GateRefused, match=r"smoke request: .*scored items"):
+        promote(SETTINGS, tmp_path, "sick", force=True)
+    assert open_registry(SETTINGS, tmp_path).aliases().live == {}

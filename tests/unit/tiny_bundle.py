@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from app.bundles.build import Lineage, write_bundle
 from app.bundles.load import load_bundle
@@ -20,13 +21,20 @@ from tests.unit.chain_world import N_ITEMS, columns_of, interactions
 MIX = (("item_knn", 20), ("popularity", 20), ("content", 10))
 
 
-def write_tiny(parent: Path, bundle_id: str, *, prefix: str = "i", ndcg: float = 0.1) -> Path:
-    """A bundle of 60 items `{prefix}0` to `{prefix}59`; another prefix makes a disjoint catalogue."""
+def write_tiny(parent: Path, bundle_id: str, *, prefix: str = "i", ndcg: float = 0.1, sick: bool = False) -> Path:
+    """A bundle of 60 items `{prefix}0` to `{prefix}59`; another prefix makes a disjoint catalogue.
+
+    Args:
+        sick: its ranker's scores are no numbers.
+    """
     rows = [columns_of(row) for row in range(N_ITEMS)]
     columns = pa.table({name: [row[name] for row in rows] for name in ("title", "genres", "year")})
     items, data = Catalogue.of([f"{prefix}{row}" for row in range(N_ITEMS)], columns), interactions()
     models = {name: make(name).fit(data, items) for name, _ in MIX}
     spec = make_spec(items, [name for name, _ in MIX])
+    ranker = NetworkRanker(feature_names(spec))
+    if sick:
+        torch.nn.init.constant_(ranker.module.out.weight, float("nan"))
     scores = models["popularity"].score(data.histories().slice(0, 1))[0]
     return write_bundle(
         parent,
@@ -35,7 +43,7 @@ def write_tiny(parent: Path, bundle_id: str, *, prefix: str = "i", ndcg: float =
         models=models,
         mix=MIX,
         candidates=40,
-        ranker=NetworkRanker(feature_names(spec)),
+        ranker=ranker,
         spec=spec,
         statistics=ItemStatistics.of(data, spec.half_lives_days),
         popular=np.argsort(-scores, kind="stable").astype(np.int32),
@@ -43,9 +51,11 @@ def write_tiny(parent: Path, bundle_id: str, *, prefix: str = "i", ndcg: float =
     )
 
 
-def register_tiny(settings: Settings, home: Path, bundle_id: str, *, prefix: str = "i", ndcg: float = 0.1) -> None:
+def register_tiny(
+    settings: Settings, home: Path, bundle_id: str, *, prefix: str = "i", ndcg: float = 0.1, sick: bool = False
+) -> None:
     """Writes the bundle into the home's folder and registers it, not live."""
-    folder = write_tiny(home / "bundles", bundle_id, prefix=prefix, ndcg=ndcg)
+    folder = write_tiny(home / "bundles", bundle_id, prefix=prefix, ndcg=ndcg, sick=sick)
     manifest = load_bundle(folder).manifest
     registry = open_registry(settings, home)
     registry.register(bundle_id, folder, manifest.model_dump(mode="json"))

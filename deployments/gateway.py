@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
@@ -25,23 +23,22 @@ from app.state.replica import StateReplica
 from deployments import ingress
 from deployments.answering import Answering, Held
 from deployments.bundles import BundleStore
-from deployments.cluster import NAMESPACE
 from deployments.coordinator import Coordinator
 from deployments.freshness import Follower
 from deployments.health import Tally
 from deployments.impressions import Impressions
 from deployments.loopback import keep_to_node
 from deployments.metrics import GatewayMetrics, alive, exposition, keep_in_files
+from deployments.nodes import OtherNodes
 from deployments.positions import Positions
 from deployments.stages import RemoteStages
-from deployments.state_writer import SUPERVISOR, ensure_state_writers
+from deployments.state_writer import ensure_state_writers
 from deployments.threads import cap_threads
 from deployments.writes import Writes, kind_of
 
 logger = logging.getLogger(__name__)
 
 FIGURES_S = 1.0
-NODES_S = 5.0
 # A replica whose catch-up has failed for this long is not just late: Serve replaces it.
 BROKEN_S = 3.0
 FIRST_LOAD_S = 60.0
@@ -97,12 +94,11 @@ class Gateway:
             self._state,
             self._follower,
             self._producer,
-            Positions(self._state, self._other_nodes),
+            Positions(self._state, OtherNodes().applied),
             self._metrics,
             self._bundled,
             lambda: self._kinds,
         )
-        self._nodes: tuple[float, int] = (0.0, 1)
         self._edge = create_edge(self)
         self._tasks = [
             asyncio.create_task(self._store.follow(self._coordinator.exchange)),
@@ -358,20 +354,3 @@ class Gateway:
         }
         for name, value in figures.items():
             self._metrics.figure(name, value)
-
-    # Other nodes
-
-    async def _other_nodes(self) -> Mapping[str, Mapping[str, Mapping[int, int]]]:
-        """What the state writers of other nodes have applied; nothing on one machine."""
-        if time.monotonic() - self._nodes[0] > NODES_S:
-            nodes = await asyncio.to_thread(ray.nodes)
-            self._nodes = (time.monotonic(), sum(bool(node["Alive"]) for node in nodes))
-        if self._nodes[1] < 2:
-            return {}
-        here = ray.get_runtime_context().get_node_id()
-        try:
-            supervisor = await asyncio.to_thread(ray.get_actor, SUPERVISOR, NAMESPACE)
-            found = await supervisor.status.remote()
-        except (RayError, ValueError):
-            return {"(the supervisor of the state writers does not answer)": {}}
-        return {one["node"]: one.get("offsets", {}) for one in found if one["node"] != here}

@@ -11,6 +11,7 @@ from typing import Protocol
 
 POLL_S = 0.001
 OTHERS_POLL_S = 0.05
+NO_ANSWER = "the supervisor of the other nodes' state writers"
 
 Place = tuple[int, int]
 # Node to topic to partition to next offset that is not applied there; only of other nodes.
@@ -37,7 +38,7 @@ class Positions:
         """Waits until the messages at these (partition, offset) are applied everywhere.
 
         Returns:
-            Who has not, after `timeout_s`; empty: everybody has.
+            Who has not, after `timeout_s`, whether or not anybody answers; empty: everybody has.
         """
         ends: dict[int, int] = {}
         for partition, offset in places:
@@ -47,11 +48,16 @@ class Positions:
             if time.monotonic() >= deadline:
                 return ["the state writer of this node"]
             await asyncio.sleep(POLL_S)
+        late = [NO_ANSWER]
         while True:
-            others = await self._others()
-            late = [node for node, topics in others.items() if _behind(topics.get(topic, {}), ends)]
+            try:
+                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                    others = await self._others()
+            except TimeoutError:
+                return late
+            late = [f"the state writer of node {one}" for one in others if _behind(others[one].get(topic, {}), ends)]
             if not late or time.monotonic() >= deadline:
-                return [f"the state writer of node {node}" for node in late]
+                return late
             await asyncio.sleep(OTHERS_POLL_S)
 
     def _reached(self, topic: str, ends: Mapping[int, int]) -> bool:

@@ -22,6 +22,7 @@ SUPERVISOR = "manta-state-supervisor"
 WRITER_PREFIX = "manta-state-writer-"
 _LOOK_S = 1.0
 _ANSWER_S = 2.0
+_STATUS_S = 0.5  # a writer that says nothing must not keep those who ask from hearing of the others in time
 _FAILED_S = 1.0  # before a failed writer gives way to the next: its status can be read, and it does not spin
 
 log = logging.getLogger("manta.state")
@@ -92,7 +93,7 @@ class StateSupervisor:
         """`StateWriter.status` of each node; a writer that does not answer: its node, name and state `starting`."""
         asked = {node: writer.status.remote() for node, writer in dict(self._writers).items()}
         if asked:
-            ray.wait(list(asked.values()), num_returns=len(asked), timeout=_ANSWER_S)
+            ray.wait(list(asked.values()), num_returns=len(asked), timeout=_STATUS_S)
         return [{"node": node, "name": WRITER_PREFIX + node[:8], **_answer(ref)} for node, ref in asked.items()]
 
     def stop(self) -> None:

@@ -18,7 +18,8 @@ from app.state.memory import MemoryState
 from deployments.bundles import BundleStore
 from deployments.freshness import Follower
 from deployments.impressions import Impressions
-from deployments.positions import Positions
+from deployments.nodes import UNKNOWN, OtherNodes
+from deployments.positions import NO_ANSWER, Others, Positions
 from deployments.rollout import Orders, Report
 from deployments.writes import Writes
 
@@ -169,6 +170,57 @@ async def test_waiting_for_this_node_and_for_others() -> None:
     assert await Positions(Applying(), never).passed(EVENTS, [(0, 5)], 0.1) == ["the state writer of node n2"]
 
 
+async def nobody() -> Mapping[str, Mapping[str, Mapping[int, int]]]:
+    return {}
+
+
+async def hanging() -> Mapping[str, Mapping[str, Mapping[int, int]]]:
+    await asyncio.sleep(60)
+    return {}
+
+
+async def test_others_that_do_not_answer_are_not_waited_for_longer_than_the_rest() -> None:
+    async with asyncio.timeout(1.0):
+        assert await Positions(Applying(), hanging).passed(EVENTS, [(0, 5)], 0.1) == [NO_ANSWER]
+    calls = 0
+
+    async def answers_once() -> Mapping[str, Mapping[str, Mapping[int, int]]]:
+        nonlocal calls
+        calls += 1
+        return {"n2": {}} if calls == 1 else await hanging()
+
+    async with asyncio.timeout(1.0):
+        found = await Positions(Applying(), answers_once).passed(EVENTS, [(0, 5)], 0.2)
+    assert found == ["the state writer of node n2"]
+
+
+async def test_the_supervisor_of_other_nodes_is_asked_once_for_all_and_not_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("deployments.nodes.ASK_S", 0.1)
+    asked = 0
+    hold = asyncio.Event()
+
+    async def status() -> Sequence[Mapping[str, Any]]:
+        nonlocal asked
+        asked += 1
+        await hold.wait()
+        return [{"node": "n2", "offsets": {EVENTS: {0: 6}}}, {"node": "here", "offsets": {}}]
+
+    nodes = OtherNodes(lambda: ["n2", "n3"], status)
+    assert await asyncio.gather(*(nodes.applied() for _ in range(3))) == [{"n2": {}, "n3": {}}] * 3
+    assert asked == 1
+    hold.set()
+    assert await nodes.applied() == {"n2": {EVENTS: {0: 6}}}
+    alone = OtherNodes(list, status)
+    assert [await alone.applied() for _ in range(3)] == [{}] * 3
+    assert asked == 2
+    stuck = threading.Event()
+    unknown = OtherNodes(lambda: ["n2"] if stuck.wait(5) else [], status)
+    assert list(await unknown.applied()) == [UNKNOWN]
+    stuck.set()
+
+
 class Counting:
     """Stands for the metrics."""
 
@@ -182,7 +234,7 @@ class Counting:
 class Desk:
     """`Writes` over a topic in memory and a state in memory."""
 
-    def __init__(self, applied: Applying | None = None) -> None:
+    def __init__(self, applied: Applying | None = None, others: Others = nobody) -> None:
         self.topic, self.state, self.metrics = Topic(), MemoryState(Settings()), Counting()
         follower = Follower(self.state, timeout_s=1.0, moved=lambda: None)
         self.writes = Writes(
@@ -190,7 +242,7 @@ class Desk:
             self.state,
             follower,
             self.topic,
-            Positions(applied or Applying()),
+            Positions(applied or Applying(), others),
             self.metrics,  # type: ignore[arg-type]
             {"old": {"title": "Old"}}.get,
             lambda: {"title": "text", "year": "a number"},
@@ -252,6 +304,19 @@ async def test_a_withdrawal_that_is_not_applied_everywhere_says_who_is_late(monk
     with pytest.raises(Problem) as late:
         await desk.writes.delete_item("old")
     assert (late.value.status, late.value.more) == (503, {"late": ["the state writer of this node"]})
+
+
+async def test_writes_answer_in_time_where_the_supervisor_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.writes.EVERYWHERE_WAIT_S", 0.05)
+    monkeypatch.setattr("deployments.writes.EVENTS_WAIT_S", 0.05)
+    desk = Desk(others=hanging)
+    async with asyncio.timeout(2.0):
+        event = {"user_id": "u", "item_id": "1", "event_type": "click"}
+        assert (await desk.writes.post_events([event], True))["applied"] is False
+        for write in (desk.writes.delete_item("old"), desk.writes.put_item("old", {"title": "Newer"})):
+            with pytest.raises(Problem) as late:
+                await write
+            assert (late.value.status, late.value.more) == (503, {"late": [NO_ANSWER]})
 
 
 async def test_a_session_merges_once(monkeypatch: pytest.MonkeyPatch) -> None:

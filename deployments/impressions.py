@@ -9,7 +9,7 @@ import orjson
 from app.chain.request import Answer, Request
 from app.events.schema import IMPRESSIONS, SCHEMA_VERSION, format_time
 
-FLUSH_S = 0.02
+FLUSH_S = 0.1  # many messages at once are few requests to the broker
 AT_ONCE = 256
 
 

@@ -11,7 +11,8 @@ from app.api.edge import Edge
 from app.api.events import events_routes
 from app.api.health import health_routes
 from app.api.items import items_routes
-from app.api.recommend import RECOMMEND, recommend_lane, recommend_routes
+from app.api.lanes import lanes
+from app.api.recommend import recommend_routes
 from app.api.routing import install_handlers, problems
 from app.api.schemas import ProblemAnswer
 from app.api.service import Service
@@ -37,7 +38,7 @@ def create_edge(service: Service, app: ASGIApp | None = None) -> Edge:
     settings = service.settings
     return Edge(
         app or create_application(service),
-        {RECOMMEND: recommend_lane(service)},
+        lanes(service),
         max_body_bytes=settings.http.max_body_bytes,
         max_in_flight=settings.serve.max_ongoing_requests,
     )

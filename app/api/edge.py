@@ -11,6 +11,7 @@ from app.api.problems import CONTENT_TYPE, Problem, unreadable
 
 Reply = tuple[int, bytes, dict[str, str]]  # status, body, further headers
 Lane = Callable[[bytes], Awaitable[Reply]]
+Lanes = Mapping[tuple[str, bytes], Lane]  # by path and query
 
 # Asked by those who watch the service: answered also when it is full.
 NEVER_SHED = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -30,8 +31,8 @@ class Edge:
         shed: requests refused with 429 so far.
     """
 
-    def __init__(self, app: ASGIApp, lanes: Mapping[str, Lane], *, max_body_bytes: int, max_in_flight: int) -> None:
-        """`lanes`: path to what answers a POST on it from the body alone, past routing."""
+    def __init__(self, app: ASGIApp, lanes: Lanes, *, max_body_bytes: int, max_in_flight: int) -> None:
+        """`lanes`: what answers a POST there from the body alone, past routing."""
         self._app = app
         self._lanes = dict(lanes)
         self._max_body = max_body_bytes
@@ -84,7 +85,7 @@ class Edge:
         if body and not _is_json(scope["headers"]):
             await _send(send, self._other)
             return
-        lane = self._lanes.get(scope["path"]) if scope["method"] == "POST" else None
+        lane = self._lanes.get((scope["path"], scope["query_string"])) if scope["method"] == "POST" else None
         if lane is not None:
             self.in_lanes += 1
             try:

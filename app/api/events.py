@@ -1,5 +1,6 @@
 """Route: POST /v1/events."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Query
@@ -9,6 +10,7 @@ from app.api.routing import Json, StrictRoute, problems
 from app.api.schemas import EventsAnswer
 from app.api.service import Service
 
+EVENTS_PATH = "/v1/events"
 MOST = 1000
 _ONE = {"user_id": "42", "item_id": "318", "event_type": "click"}
 _EXAMPLES = {
@@ -23,7 +25,7 @@ def events_routes(service: Service) -> APIRouter:
     router = APIRouter(route_class=StrictRoute, tags=["events"])
 
     @router.post(
-        "/v1/events",
+        EVENTS_PATH,
         summary="Post events",
         status_code=202,
         response_model=None,
@@ -34,12 +36,16 @@ def events_routes(service: Service) -> APIRouter:
         body: Annotated[dict[str, Any] | list[Any], Body(openapi_examples=_EXAMPLES)],
         wait: Annotated[Literal["applied"] | None, Query(description="Answer once the state holds them.")] = None,
     ) -> Json:
-        events = entries(body, "events")
-        answer = await service.post_events(events, wait == "applied")
-        refuse_all_wrong(len(events), answer["rejected"])
-        return Json(answer, 202)
+        return Json(await post_events(service, entries(body, "events"), wait == "applied"), 202)
 
     return router
+
+
+async def post_events(service: Service, events: list[Any], wait: bool) -> Mapping[str, Any]:
+    """The answer; raises a Problem where all events are wrong."""
+    answer = await service.post_events(events, wait)
+    refuse_all_wrong(len(events), answer["rejected"])
+    return answer
 
 
 def entries(body: dict[str, Any] | list[Any], key: str, single: bool = True) -> list[Any]:

@@ -1,19 +1,14 @@
 """Routes: recommend (POST, GET, batch) and similar (POST, GET)."""
 
-import logging
 from typing import Annotated, Any
 
-import orjson
 from fastapi import APIRouter, Body, Path, Query
 from pydantic import ValidationError
 
-from app.api.edge import Lane, Reply
-from app.api.problems import Problem, encode, internal, invalid, problem_of, unreadable
+from app.api.problems import Problem, encode, invalid
 from app.api.routing import Json, StrictRoute, problems
 from app.api.schemas import BatchAnswer, BatchBody, Id, Name, RecommendAnswer, RecommendBody, SimilarBody
 from app.api.service import Service
-
-logger = logging.getLogger(__name__)
 
 RECOMMEND = "/v1/recommend"
 _ERRORS = problems(400, 404, 413, 415, 422, 503)
@@ -21,32 +16,6 @@ _EXAMPLES = {
     "a user": {"value": {"surface": "home", "user_id": "42", "k": 10}},
     "a visitor": {"value": {"history": ["318", "296"], "filters": {"genres": {"any": ["Drama"]}}, "explain": True}},
 }
-
-
-def recommend_lane(service: Service) -> Lane:
-    """`POST /v1/recommend` from bytes to bytes: parsed once, validated once, encoded once."""
-    validate = RecommendBody.__pydantic_validator__.validate_python
-    loads, dumps = orjson.loads, orjson.dumps
-
-    async def answer(body: bytes) -> Reply:
-        try:
-            return 200, dumps(await service.recommend(validate(loads(body)))), {}
-        except ValidationError as error:
-            problem = invalid(error.errors(include_url=False))
-        except orjson.JSONDecodeError as error:
-            problem = unreadable(str(error))
-        except Exception as error:
-            problem = _problem(error)
-        return problem.status, problem.encode(), problem.headers
-
-    return answer
-
-
-def _problem(error: Exception) -> Problem:
-    known = problem_of(error)
-    if known is None:
-        logger.error("recommend failed", exc_info=error)
-    return known or internal()
 
 
 def recommend_routes(service: Service) -> APIRouter:

@@ -89,7 +89,7 @@ async def test_wrong_values_are_422_and_named(client: httpx.AsyncClient, body: A
 @pytest.mark.parametrize("path", ["/v1/recommend", "/v1/recommend/batch", "/v1/events", "/v1/items", "/v1/similar"])
 async def test_unreadable_is_400(client: httpx.AsyncClient, raw: bytes, path: str) -> None:
     response = await client.post(path, content=raw, headers={"content-type": "application/json"})
-    if raw == b"" and path != "/v1/recommend":
+    if raw == b"" and path not in ("/v1/recommend", "/v1/events"):
         check_problem(response, 422)
     else:
         check_problem(response, 400)
@@ -263,3 +263,13 @@ def test_the_document_has_examples_and_resolves() -> None:
     names = set(document["components"]["schemas"])
     for part in text.split('"#/components/schemas/')[1:]:
         assert part.split('"', 1)[0] in names
+
+
+async def test_the_hot_path_refuses_what_the_routes_refuse(client: httpx.AsyncClient) -> None:
+    for path in ("/v1/recommend", "/v1/events"):
+        problem = check_problem(await client.post(path, json={"user_id": "u"}, params={"x": "1"}), 422)
+        assert problem["errors"][0]["field"] == "x"
+    for raw in (b"3", b'"text"', b"null"):
+        headers = {"content-type": "application/json"}
+        assert check_problem(await client.post("/v1/events", content=raw, headers=headers), 422)["errors"]
+    assert (await client.post("/v1/events", json=[], params={"wait": "applied"})).status_code == 202

@@ -9,9 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.bundles.registry import Promotion, Registry
+from app.bundles.registry import Kind, Promotion, Registry
 from app.errors import BundleError, Conflict, GateRefused, NotFound
 from app.settings import LearnSettings, Settings
+
+# A promotion's figures also keep what was live before and that its files were found sound, so that one that was
+# interrupted goes on as it was admitted.
+BEFORE = "before"
+SOUND = "sound"
 
 Json = Mapping[str, Any]
 # Metrics of an older bundle on the validation cases of a newer one: (the older manifest, the newer) -> figures.
@@ -31,7 +36,7 @@ class GateResult:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A promotion that may go on: load the bundle, then `registry.move(promotion.bundle, expected)`.
+    """A promotion that may go on: `examine` its files unless `admit` did, load it, then move the aliases.
 
     Attributes:
         expected: surface to what was live when the gate looked, which must still be so at the move.
@@ -108,17 +113,20 @@ def admit(
     *,
     force: bool = False,
     expected: str | None = None,
-    verify: Check,
+    verify: Check | None = None,
     smoke: Check | None = None,
     reevaluate: Reevaluate | None = None,
+    joins: bool = False,
     total: int = 0,
 ) -> Admission:
-    """Everything before loading: what is live is what was expected, hashes, the metric gate, a smoke request.
+    """Everything before loading: what is live is what was expected, the metric gate, hashes, a smoke request.
 
     Args:
         surfaces: default: every configured surface that the bundle was built for.
         force: skips the metric gate, and nothing else.
         expected: the bundle that must be live on each surface now.
+        verify, smoke: the looks at its files. None: the caller looks (`examine`) once the promotion is begun.
+        joins: one of the same bundle to the same surfaces that is under way is what is returned, not another.
         total: replicas that will have to load the bundle.
 
     Returns:
@@ -133,46 +141,79 @@ def admit(
     targets = _targets(settings, row.manifest, bundle, surfaces)
     live = registry.aliases().live
     present = {surface: live.get(surface) for surface in targets}
+    begun = _under_way(registry, "promote", targets, bundle, force) if joins else None
+    if begun is not None and _expected(begun.figures[BEFORE], expected).passed:
+        return Admission(begun, begun.figures[BEFORE])
     if all(found == bundle for found in present.values()):
         return Admission(registry.start_promotion(bundle, targets, force=force, state="live", total=total), present)
     result = _expected(present, expected)
-    if result.passed:
-        result = _sound(verify, "hashes")
     if result.passed and not force:
         champions = sorted({found for found in present.values() if found is not None and found != bundle})
         result = _compare(registry, settings, row.manifest, champions, reevaluate)
-    figures, reason = result.figures, result.reason
-    if result.passed and smoke is not None:
-        result = _sound(smoke, "smoke request")
-        figures, reason = (figures, reason) if result.passed else (figures | result.figures, result.reason)
+    figures = result.figures
+    if result.passed and not (sound := examine(verify, smoke)).passed:
+        result, figures = sound, figures | sound.figures
     if not result.passed:
         refused = registry.start_promotion(
-            bundle, targets, force=force, state="refused", reason=reason, figures=figures, total=total
+            bundle, targets, force=force, state="refused", reason=result.reason, figures=figures, total=total
         )
-        raise GateRefused(f"bundle {bundle} is refused: {reason}", figures | {"promotion": refused.id})
-    started = registry.start_promotion(bundle, targets, force=force, reason=reason, figures=figures, total=total)
+        raise GateRefused(f"bundle {bundle} is refused: {result.reason}", figures | {"promotion": refused.id})
+    figures |= {BEFORE: present}
+    started = registry.start_promotion(bundle, targets, force=force, reason=result.reason, figures=figures, total=total)
     return Admission(started, present)
 
 
-def admit_rollback(registry: Registry, surface: str, *, verify: Callable[[str], object], total: int = 0) -> Admission:
+def admit_rollback(
+    registry: Registry,
+    surface: str,
+    *,
+    verify: Callable[[str], object] | None = None,
+    joins: bool = False,
+    total: int = 0,
+) -> Admission:
     """The way back to the bundle that was live on the surface before: hashes, no metric gate.
 
     Args:
-        verify: checks the hashes of the bundle of this id.
+        verify: checks the hashes of the bundle of this id. None: the caller does (`examine`).
+        joins: a rollback of the surface that is under way is what is returned, not one further back.
 
     Raises:
         NotFound: nothing was live before.
         GateRefused: that bundle is damaged.
     """
+    begun = _under_way(registry, "rollback", [surface]) if joins else None
+    if begun is not None:
+        return Admission(begun, begun.figures[BEFORE])
     bundle = registry.rollback_target(surface)
     present = {surface: registry.live(surface)}
-    result = _sound(lambda: verify(bundle), "hashes")
+    result = examine(None if verify is None else lambda: verify(bundle))
     if not result.passed:
         refused = registry.start_promotion(
             bundle, [surface], kind="rollback", state="refused", reason=result.reason, total=total
         )
         raise GateRefused(f"bundle {bundle} is refused: {result.reason}", {"promotion": refused.id})
-    return Admission(registry.start_promotion(bundle, [surface], kind="rollback", total=total), present)
+    figures = {BEFORE: present}
+    started = registry.start_promotion(bundle, [surface], kind="rollback", figures=figures, total=total)
+    return Admission(started, present)
+
+
+def examine(verify: Check | None, smoke: Check | None = None) -> GateResult:
+    """The slow half: hashes, then a smoke request. What raises refuses; the figures say which of them."""
+    for what, look in (("hashes", verify), ("smoke request", smoke)):
+        if look is not None and not (result := _sound(look, what)).passed:
+            return result
+    return GateResult(True, "")
+
+
+def _under_way(
+    registry: Registry, kind: Kind, surfaces: Sequence[str], bundle: str | None = None, force: bool = False
+) -> Promotion | None:
+    wanted = (kind, set(surfaces), force)
+    for found in registry.promotions(1000, "loading"):
+        same = (found.kind, set(found.surfaces), found.force) == wanted and bundle in (None, found.bundle)
+        if same and BEFORE in found.figures:
+            return found
+    return None
 
 
 def _targets(settings: Settings, manifest: Json, bundle: str, surfaces: Sequence[str] | None) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from app.bundles.gate import admit, admit_rollback, check, versus
+from app.bundles.gate import admit, admit_rollback, check, examine, versus
 from app.bundles.registry import Registry
 from app.errors import BundleError, Conflict, GateRefused, NotFound
 from app.settings import LearnSettings, Settings
@@ -90,6 +90,20 @@ def test_force_skips_neither_hashes_nor_smoke_nor_expectation(registry: Registry
     with pytest.raises(GateRefused, match="expected other to be live, found home: old, related: old"):
         admit(registry, SETTINGS, "better", verify=fine, expected="other", force=True)
     assert len(registry.promotions(state="refused")) == 3
+
+
+def test_the_slow_looks_come_last_and_may_be_left_to_the_caller(registry: Registry) -> None:
+    def never() -> None:
+        raise AssertionError("looked at a bundle that the gate refuses")
+
+    with pytest.raises(GateRefused, match="worse than what is live"):
+        admit(registry, SETTINGS, "worse", verify=never, smoke=never)
+    begun = admit(registry, SETTINGS, "better")
+    assert begun.promotion.figures["before"] == begun.expected == {"home": "old", "related": "old"}
+    assert examine(fine, never).figures == {"failed": "smoke request"}
+    assert admit(registry, SETTINGS, "better", joins=True).promotion.id == begun.promotion.id
+    assert admit(registry, SETTINGS, "better", joins=True, force=True).promotion.id != begun.promotion.id
+    assert admit(registry, SETTINGS, "better").promotion.id != begun.promotion.id
 
 
 def test_unknown_names_are_refused(registry: Registry, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The two-phase swap over a real registry and replicas that are only coroutines."""
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -8,9 +10,8 @@ from typing import Any
 import pytest
 
 from app.bundles.registry import Promotion, Registry
-from app.errors import BundleError, Conflict, GateRefused, NotFound
+from app.errors import BundleError, Conflict, GateRefused, NotFound, RegistryUnavailable
 from app.settings import Settings
-from deployments import swap as swap_module
 from deployments.health import Tally
 from deployments.rollout import Kind, Orders, Report
 from deployments.swap import Swap
@@ -61,8 +62,9 @@ class Replica:
 
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
-    monkeypatch.setattr(swap_module, "verify", lambda _: None)
-    monkeypatch.setattr(swap_module, "REGISTRY_POLL_S", 0.02)
+    monkeypatch.setattr("deployments.examination.verify", lambda _: None)
+    monkeypatch.setattr("deployments.swap.REGISTRY_POLL_S", 0.02)
+    monkeypatch.setattr("deployments.records.RETRY_S", 0.02)
     monkeypatch.setattr("deployments.rollout.POLL_S", 0.1)
     registry = Registry(f"sqlite:///{tmp_path}/registry.db")
     for name, ndcg in (("b1", 0.1), ("b2", 0.2), ("b3", 0.15)):
@@ -238,10 +240,217 @@ async def test_smoke_and_hashes_are_never_skipped(
     def flipped_bit(_: Path) -> None:
         raise BundleError("hash differs")
 
-    monkeypatch.setattr(swap_module, "verify", flipped_bit)
+    monkeypatch.setattr("deployments.examination.verify", flipped_bit)
     with pytest.raises(GateRefused, match="hash"):
         await swap.promote("b1", None, True, None)
     assert registry.aliases().live == {}
+
+
+class Away:
+    """Makes a method of the registry fail for some calls, before or after it has done its work."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, registry: Registry, method: str, after: bool = False) -> None:
+        self.times, self._work, self._after = 0, getattr(registry, method), after
+        monkeypatch.setattr(registry, method, self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.times and not self._after:
+            self.times -= 1
+            raise RegistryUnavailable("no answer")
+        told = self._work(*args, **kwargs)
+        if self.times:
+            self.times -= 1
+            raise RegistryUnavailable("the line broke")
+        return told
+
+
+async def test_what_fails_after_the_move_does_not_make_it_failed(
+    registry: Registry, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def publish(promotion: Promotion) -> None:
+        told.append(promotion.bundle)
+        raise OSError("no broker")
+
+    swap, replicas = await make("g1", "g2", publish=publish)
+    updates, aliases = (Away(monkeypatch, registry, name) for name in ("update_promotion", "aliases"))
+    move = Away(monkeypatch, registry, "move", after=True)
+
+    def moved(*args: Any, **kwargs: Any) -> Any:
+        updates.times = aliases.times = 3
+        return move(*args, **kwargs)
+
+    monkeypatch.setattr(registry, "move", moved)
+    assert (await ended(registry, (await swap.promote("b1", None, False, None)).id)).state == "live"
+    move.times = 1  # it has moved, and nobody was told
+    done = await ended(registry, (await swap.promote("b2", None, False, None)).id)
+    assert (done.state, done.loaded) == ("live", 2)
+    assert all(replica.live == {"home": "b2", "related": "b2"} for replica in replicas)
+    await until(lambda: told == ["b1", "b2"])
+    assert updates.times == aliases.times == move.times == 0
+
+
+async def test_a_move_that_was_lost_is_a_failure(
+    registry: Registry, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swap, _ = await make("g1")
+    Away(monkeypatch, registry, "move").times = 1
+    failed = await ended(registry, (await swap.promote("b1", None, False, None)).id)
+    assert (failed.state, failed.reason) == ("failed", "no answer")
+    assert registry.aliases().live == {}
+
+
+async def test_what_had_moved_before_the_kill_is_live_though_a_replica_cannot_load_it_now(
+    registry: Registry, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.swap.FLIP_TIMEOUT_S", 0.2)
+    swap, replicas = await make("g1", "g2")
+    await ended(registry, (await swap.promote("b1", None, False, None)).id)
+    replicas[1].failing.add("b2")
+    replicas[0].slow.clear()
+    interrupted = await swap.promote("b2", None, False, None)
+    await swap.stop()
+    registry.move("b2", {"home": "b1", "related": "b1"})
+    await make(settle_s=0.5)
+    replicas[0].slow.set()
+    assert (await ended(registry, interrupted.id)).state == "live"
+    await until(lambda: replicas[0].live == {"home": "b2", "related": "b2"})
+
+
+async def test_a_harmful_promotion_of_several_surfaces_is_taken_back_once(
+    registry: Registry, make: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    swap, replicas = await make("g1")
+    await ended(registry, (await swap.promote("b1", None, False, None)).id)
+    harmful = await swap.promote("b2", None, False, None)
+    await ended(registry, harmful.id)
+    replicas[0].tallies = {"b2": Tally(80, 80)}
+    await until(lambda: replicas[0].live == {"home": "b1", "related": "b1"})
+    await until(lambda: registry.promotion(harmful.id).state == "rolled_back")
+    rollbacks = [one.id for one in registry.promotions() if one.kind == "rollback"]
+    for rollback in rollbacks:
+        assert (await ended(registry, rollback)).state == "live"
+    reason = registry.promotion(harmful.id).reason or ""
+    assert len(rollbacks) == 2
+    assert reason.startswith("80 of 80 answers failed; ")
+    assert all(rollback in reason for rollback in rollbacks)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.parametrize(("age_s", "taken_back"), [(30.0, True), (90.0, False)])
+async def test_the_watch_goes_on_after_a_kill_for_the_time_that_is_left(
+    registry: Registry, make: Any, monkeypatch: pytest.MonkeyPatch, age_s: float, taken_back: bool
+) -> None:
+    swap, replicas = await make("g1")
+    await ended(registry, (await swap.promote("b1", None, False, None)).id)
+    replicas[0].tallies = {"b2": Tally(1000, 0)}  # from before: it was live on another surface
+    harmful = await swap.promote("b2", None, False, None)
+    await ended(registry, harmful.id)
+    await swap.stop()
+    replicas[0].tallies = {"b2": Tally(1080, 80)}  # while nobody watches
+    now = time.time
+    monkeypatch.setattr("time.time", lambda: now() + age_s)
+    await make()
+    if taken_back:
+        await until(lambda: registry.promotion(harmful.id).state == "rolled_back")
+        await until(lambda: replicas[0].live == {"home": "b1", "related": "b1"})
+    else:
+        await asyncio.sleep(0.5)
+        assert registry.promotion(harmful.id).state == "live"
+
+
+class Slow:
+    """A look at a bundle's files that takes until it is let go, and may find something."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.looks = 0
+        self.finds: Exception | None = None
+
+    def __call__(self, _: Path) -> None:
+        self.looks += 1
+        self.go.wait(5)
+        if self.finds is not None:
+            raise self.finds
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Slow:
+    monkeypatch.setattr("deployments.swap.VERDICT_S", 0.1)
+    return Slow()
+
+
+async def test_a_slow_look_is_waited_for_in_the_background(registry: Registry, make: Any, slow: Slow) -> None:
+    swap, replicas = await make("g1", smoke=slow)
+    begun = await swap.promote("b1", None, False, None)
+    assert (begun.state, registry.promotion(begun.id).state) == ("loading", "loading")
+    assert replicas[0].log == []  # nobody loads what was not looked at
+    slow.go.set()
+    assert (await ended(registry, begun.id)).state == "live"
+    slow.go.clear()
+    slow.finds = BundleError("scores are no numbers")
+    refused = await swap.promote("b2", None, False, None)
+    assert refused.state == "loading"
+    slow.go.set()
+    end = await ended(registry, refused.id)
+    assert (end.state, end.reason) == ("refused", "smoke request: scores are no numbers")
+    assert end.figures["candidate"] == 0.2
+    assert replicas[0].loaded == {"b1"}
+    assert registry.aliases().live == {"home": "b1", "related": "b1"}
+
+
+async def test_the_gate_and_what_is_expected_answer_at_once(registry: Registry, make: Any, slow: Slow) -> None:
+    swap, _ = await make("g1", smoke=slow)
+    registry.move("b2", {"home": None, "related": None})
+    for bundle, expected in (("b1", None), ("b3", "b1")):
+        with pytest.raises(GateRefused) as refused:
+            await swap.promote(bundle, None, False, expected)
+        assert registry.promotion(str(refused.value.figures["promotion"])).state == "refused"
+    assert slow.looks == 0
+
+
+async def test_asking_again_while_it_is_under_way_joins(registry: Registry, make: Any, slow: Slow) -> None:
+    swap, _ = await make("g1", smoke=slow)
+    both = await asyncio.gather(*(swap.promote("b1", None, False, None) for _ in range(2)))
+    third = await swap.promote("b1", ["related", "home"], False, None)
+    assert {one.id for one in both} == {third.id}
+    other = await swap.promote("b1", ["home"], False, None)
+    assert other.id != third.id
+    with pytest.raises(GateRefused, match="expected b3"):
+        await swap.promote("b1", None, False, "b3")
+    slow.go.set()
+    assert [(await ended(registry, one.id)).state for one in (third, other)] == ["live", "live"]
+    assert slow.looks == 2
+    assert (await swap.promote("b1", None, False, None)).state == "live"
+
+
+async def test_a_rollback_looks_in_the_background_and_is_joined_too(
+    registry: Registry, make: Any, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swap, _ = await make("g1")
+    for bundle in ("b1", "b2"):
+        await ended(registry, (await swap.promote(bundle, None, False, None)).id)
+    monkeypatch.setattr("deployments.examination.verify", slow)
+    both = [await swap.rollback("home") for _ in range(2)]
+    assert both[0].id == both[1].id
+    slow.go.set()
+    assert (await ended(registry, both[0].id)).state == "live"
+    assert registry.aliases().live == {"home": "b1", "related": "b2"}
+    slow.finds = BundleError("a bit is flipped")
+    with pytest.raises(GateRefused, match="hashes: a bit is flipped"):
+        await swap.rollback("related")
+
+
+async def test_a_look_that_was_interrupted_is_made_again(registry: Registry, make: Any, slow: Slow) -> None:
+    swap, _ = await make("g1", smoke=slow)
+    begun = await swap.promote("b1", None, False, None)
+    await swap.stop()
+    slow.finds = BundleError("scores are no numbers")
+    slow.go.set()
+    await make(smoke=slow)
+    assert (await ended(registry, begun.id)).state == "refused"
+    assert slow.looks == 2
 
 
 async def test_an_alias_moved_by_others_is_followed(registry: Registry, make: Any) -> None:

@@ -7,10 +7,12 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import psutil
 import typer
 
 from app.errors import MantaError
-from deployments.run import Run
+from deployments.processes import marked
+from deployments.run import Run, running
 from scripts import show
 from scripts.session import open_session
 
@@ -18,8 +20,14 @@ if TYPE_CHECKING:
     from app.bundles.registry import Registry
 
 BundleId = Annotated[str, typer.Argument(metavar="ID", help="Id of the bundle.")]
-WAIT_S = 300.0
+# A promotion is followed to its end, over a gateway's restart too; an endpoint that is away for longer is given up.
+AWAY_S = 60.0
+POLL_S = 0.2
 Promoted = dict[str, Any]
+
+
+class Away(MantaError):
+    """The endpoint does not answer, or only its proxy does."""
 
 
 def add_to(app: typer.Typer) -> typer.Typer:
@@ -82,6 +90,40 @@ def verify(
         print(f"{manifest.id}: {len(manifest.files)} files are as they were written")
 
 
+def serving(home: Path) -> Run | None:
+    """The system through whose endpoint a home's bundles are promoted. None: offline, the registry's alias is moved.
+
+    A system that is up has one. One that is starting (`manta up` under way, or what a command like `manta ingest`
+    needs for itself) may get one or never will: what counts is whether its endpoint answers now. If not, nobody is
+    answered from a bundle yet: replicas read the alias when they start, and the coordinator of an endpoint that comes
+    meanwhile follows it within a second.
+    """
+    run = running(home)
+    if run is None or run.state == "up" or _answers(run):
+        return run
+    return None
+
+
+def _answers(run: Run) -> bool:
+    """Whether the endpoint is this system's (another home's may have the port) and has a gateway."""
+    port = int(run.endpoint.rsplit(":", 1)[1])
+    if not any(_listens(process.pid, port) for process in marked(run.session)):
+        return False
+    try:
+        with urllib.request.urlopen(run.endpoint + "/healthz", timeout=2):  # noqa: S310
+            return True
+    except OSError:
+        return False
+
+
+def _listens(pid: int, port: int) -> bool:
+    try:
+        found = psutil.Process(pid).net_connections("tcp")
+    except psutil.Error:
+        return False
+    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in found)
+
+
 def promote_live(run: Run, bundle: str, surfaces: list[str] | None, force: bool, expected: str | None) -> Promoted:
     """Through the endpoint: every replica loads it, then all change at once. Waits for the end."""
     body: dict[str, Any] = {"force": force}
@@ -115,39 +157,49 @@ def _registry() -> "Registry":
 
 
 def _follow(run: Run, begun: Promoted) -> Promoted:
-    """Waits for the end of a promotion."""
-    deadline = time.monotonic() + WAIT_S
-    promotion = begun
-    told = ""
-    while time.monotonic() < deadline:
-        promotion = _call(run, f"/v1/promotions/{begun['promotion']}", None)
-        if promotion["state"] != "loading":
-            break
-        replicas = promotion.get("replicas", {})
-        line = f"loading: {replicas.get('loaded', 0)} of {replicas.get('total', 0)} replicas"
-        if line != told:
-            show.say(line)
-            told = line
-        time.sleep(0.2)
+    """Waits for the end of a promotion; every step of it has its own time limit."""
+    promotion, told = begun, ""
+    answered = time.monotonic()
+    while promotion["state"] == "loading":
+        try:
+            promotion = _call(run, f"/v1/promotions/{begun['promotion']}", None)
+            answered = time.monotonic()
+        except Away:
+            if time.monotonic() - answered > AWAY_S:
+                raise
+        if promotion["state"] == "loading":
+            if (line := _progress(promotion)) != told:
+                show.say(line)
+                told = line
+            time.sleep(POLL_S)
     return promotion
+
+
+def _progress(promotion: Promoted) -> str:
+    if not promotion.get("figures", {}).get("sound"):
+        return "checking its files: hashes and a request"
+    replicas = promotion.get("replicas", {})
+    return f"loading: {replicas.get('loaded', 0)} of {replicas.get('total', 0)} replicas"
 
 
 def _call(run: Run, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(run.endpoint + path, data, {"Content-Type": "application/json"})  # noqa: S310
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=70) as answer:  # noqa: S310
             found: dict[str, Any] = json.load(answer)
             return found
     except urllib.error.HTTPError as error:
-        raise MantaError(_problem(error)) from None
+        raise _problem(run, error) from None
     except OSError as error:
-        raise MantaError(f"the endpoint {run.endpoint} does not answer: {error}") from None
+        raise Away(f"the endpoint {run.endpoint} does not answer: {error}") from None
 
 
-def _problem(error: urllib.error.HTTPError) -> str:
+def _problem(run: Run, error: urllib.error.HTTPError) -> MantaError:
+    """Anything but a problem document is Ray's proxy, which has no gateway to ask."""
     try:
         document = json.loads(error.read())
-        return str(document.get("detail") or document.get("title"))
-    except (ValueError, AttributeError):
-        return f"the endpoint answered {error.code}"
+        said = str(document.get("detail") or document.get("title"))
+    except (ValueError, AttributeError, OSError):
+        return Away(f"the endpoint {run.endpoint} answered {error.code}")
+    return Away(said) if error.code == 503 else MantaError(said)

@@ -15,7 +15,6 @@ from typer.core import TyperGroup
 
 from app.errors import MantaError, SettingsError
 from app.settings import Settings, home_folder
-from deployments.run import running
 from scripts import bundles, data, show, system
 from scripts.session import lift_options, open_session
 
@@ -199,10 +198,13 @@ def promote(
     expected: Annotated[str | None, typer.Option(metavar="ID", help="Refuse unless this bundle is live now.")] = None,
     json_: show.JsonFlag = False,
 ) -> None:
-    """Makes a bundle live: hashes, metric gate, smoke request; of a running system all replicas change at once."""
+    """Makes a bundle live: metric gate, hashes, smoke request.
+
+    Of a system whose endpoint answers, all replicas change at once; otherwise what starts later reads what is live.
+    """
     session = open_session()
-    run = running(session.home)
-    if run is not None and run.state == "up":
+    run = bundles.serving(session.home)
+    if run is not None:
         promotion = bundles.promote_live(run, bundle, surface, force, expected)
     else:
         from tune import promote as offline
@@ -214,10 +216,10 @@ def promote(
 
 @bundle_commands.command(epilog="Example: manta bundles rollback home")
 def rollback(surface: Annotated[str, typer.Argument(help="The surface.")], json_: show.JsonFlag = False) -> None:
-    """Makes the bundle live again that was live before on a surface."""
+    """Makes the bundle live again that was live before on a surface; through the endpoint as `promote`."""
     session = open_session()
-    run = running(session.home)
-    if run is not None and run.state == "up":
+    run = bundles.serving(session.home)
+    if run is not None:
         promotion = bundles.rollback_live(run, surface)
     else:
         from tune import promote as offline

@@ -110,7 +110,7 @@ class ServeSettings(Section):
     retriever: AutoscaleSettings = AutoscaleSettings(num_cpus=0.1)
     ranker: AutoscaleSettings = AutoscaleSettings(num_cpus=0.1)
     max_batch: int = Field(32, ge=1, le=1024, description="Requests one micro-batch holds at most.")
-    batch_wait_ms: float = Field(1.0, ge=0, description="Longest wait for a batch to fill while others are in flight.")
+    batch_wait_ms: float = Field(2.0, ge=0, description="Longest wait for the clients of the last batch to come back.")
     max_ongoing_requests: int = Field(256, ge=1, description="Requests a gateway works on; beyond: 429.")
     impressions_buffer: int = Field(50_000, ge=1, description="Impressions waiting for the broker; beyond: dropped.")
 

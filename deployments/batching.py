@@ -47,6 +47,7 @@ class Batcher(Generic[Asked, Told]):
         self._max_batch = max_batch
         self._wait_s = wait_s
         self._waiting: list[tuple[Asked, asyncio.Future[Told]]] = []
+        self._until = 0.0  # second of the loop to which the clients of the last batch are given time to come back
         self._expected = 0  # worth gathering: those that had gathered as the last batch ended, and that batch's own
         self._turns = 0  # of the loop until it is known who has gathered
         self._cost_s = 0.0  # what a batch takes, smoothed
@@ -71,15 +72,15 @@ class Batcher(Generic[Asked, Told]):
             self._start()
         elif self._alarm is None and not self._turns:
             # Idle: only to the end of this turn of the loop, which gathers what the sockets hold already.
-            wait_s = min(max(self._wait_s, self._cost_s), LONGEST_S)
-            self._alarm = loop.call_later(wait_s, self._start) if self.running else loop.call_soon(self._start)
+            wait_s = min(max(self._wait_s, self._cost_s), LONGEST_S) if self.running else self._until - loop.time()
+            self._alarm = loop.call_later(wait_s, self._start) if wait_s > 0 else loop.call_soon(self._start)
         return answer
 
     def _start(self) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
-        self._expected = 0
+        self._expected, self._until = 0, 0.0
         batch, self._waiting = self._waiting[: self._max_batch], self._waiting[self._max_batch :]
         batch = [(request, answer) for request, answer in batch if not answer.done()]
         if not batch:
@@ -116,9 +117,12 @@ class Batcher(Generic[Asked, Told]):
         self._turns -= 1
         if self._turns:
             loop.call_soon(self._look, answered)
-        elif self._waiting and self._alarm is None:
+        elif self._alarm is None:
             self._expected = min(len(self._waiting) + answered, self._max_batch)
-            self._alarm = loop.call_later(min(self._wait_s, self._cost_s / 2), self._start)
+            wait_s = min(self._wait_s, self._cost_s / 2)
+            self._until = loop.time() + wait_s
+            if self._waiting:
+                self._alarm = loop.call_later(wait_s, self._start)
 
     async def _run(self, batch: list[tuple[Asked, "asyncio.Future[Told]"]]) -> None:
         def deliver(place: int, reply: Told | Exception) -> None:

@@ -30,6 +30,8 @@ SERVE = {
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure",
     "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
     "RAY_SERVE_HAPROXY_NBTHREAD": "2",
+    # A line of text per request, parsed in Python by the proxy's manager, for figures that `/metrics` has anyway.
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     # Our limits and the hot path stand before Serve's own routing (deployments/ingress.py).
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.ingress:middlewares",

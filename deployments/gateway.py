@@ -28,7 +28,8 @@ from deployments.freshness import Follower
 from deployments.health import Tally
 from deployments.impressions import Impressions
 from deployments.loopback import keep_to_node
-from deployments.metrics import GatewayMetrics, alive, exposition, keep_in_files
+from deployments.metric_files import exposition, keep_in_files
+from deployments.metrics import GatewayMetrics
 from deployments.nodes import OtherNodes
 from deployments.positions import Positions
 from deployments.stages import RemoteStages
@@ -42,6 +43,8 @@ FIGURES_S = 1.0
 # A replica whose catch-up has failed for this long is not just late: Serve replaces it.
 BROKEN_S = 3.0
 FIRST_LOAD_S = 60.0
+# How long a replica that closes hands over impressions before it leaves the rest.
+CLOSE_S = 1.0
 
 
 class Gateway:
@@ -139,10 +142,15 @@ class Gateway:
     async def __del__(self) -> None:
         for task in self._tasks:
             task.cancel()
+        self._answering.impressions.close(CLOSE_S)
         await asyncio.to_thread(self._close)
 
     def _close(self) -> None:
         self._producer.close()
+        dropped = self._dropped() + self._producer.optional_in_flight  # the broker has not said that it has these
+        self._metrics.dropped(dropped)
+        if dropped:
+            logger.warning("%d impressions of this replica were dropped", dropped)
         self._state.close()
         shutil.rmtree(self._cache_folder, ignore_errors=True)
 
@@ -339,7 +347,6 @@ class Gateway:
             except StateUnavailable as error:
                 logger.debug("not caught up: %s", error)
             self._figures()
-            alive(self._metrics_folder, self._store.member)
             await asyncio.sleep(FIGURES_S)
 
     def _figures(self) -> None:
@@ -347,10 +354,15 @@ class Gateway:
         figures = {
             "in_flight": self._edge.in_flight,
             "shed": self._edge.shed,
-            "impressions_dropped": self._answering.impressions.dropped + self._producer.dropped,
+            "impressions_dropped": self._dropped(),
             "state_writer_silent_seconds": max(0.0, time.time() - seen_ms / 1000) if seen_ms else 0.0,
             "state_lag_messages": self._state.lag(),
             "catch_ups": self._follower.catch_ups,
         }
         for name, value in figures.items():
             self._metrics.figure(name, value)
+        self._metrics.dropped(self._dropped())
+
+    def _dropped(self) -> int:
+        """Impressions so far: never handed to the producer, or not taken or not delivered by it."""
+        return self._answering.impressions.dropped + self._producer.dropped

@@ -1,6 +1,8 @@
 """Every answer goes to the topic `impressions`: behind the answer, bounded, and what is dropped is counted."""
 
 import asyncio
+import logging
+import time
 from collections import deque
 from typing import Protocol
 
@@ -9,18 +11,25 @@ import orjson
 from app.chain.request import Answer, Request
 from app.events.schema import IMPRESSIONS, SCHEMA_VERSION, format_time
 
+logger = logging.getLogger(__name__)
+
 FLUSH_S = 0.1  # many messages at once are few requests to the broker
 AT_ONCE = 256
 
 
 class Optional(Protocol):
-    """What sends without waiting (`app.events.producer.EventProducer`)."""
+    """What sends without waiting, and counts what it does not take (`app.events.producer.EventProducer`)."""
 
     def try_send(self, topic: str, key: bytes, value: bytes | None) -> bool: ...
 
 
 class Impressions:
-    """Answers that wait for their message. Belongs to one event loop."""
+    """Answers that wait for their message. Belongs to one event loop.
+
+    Attributes:
+        logged: handed over to the producer.
+        dropped: never handed over.
+    """
 
     def __init__(self, producer: Optional, limit: int) -> None:
         """`limit`: answers that may wait here; beyond, they are dropped."""
@@ -40,15 +49,32 @@ class Impressions:
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_S, self._flush)
 
+    def close(self, within_s: float) -> None:
+        """Hands over what waits, as much as goes in that time, and counts the rest as dropped. Takes no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._limit = 0
+        deadline = time.monotonic() + within_s
+        while self._waiting and time.monotonic() < deadline:
+            self._hand_over()
+        self.dropped += len(self._waiting)
+        self._waiting.clear()
+
     def _flush(self) -> None:
         self._timer = None
         for _ in range(min(AT_ONCE, len(self._waiting))):
-            key, value = message(*self._waiting.popleft())
-            sent = self._producer.try_send(IMPRESSIONS, key, value)
-            self.logged += sent
-            self.dropped += not sent
+            self._hand_over()
         if self._waiting:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_S / 10, self._flush)
+
+    def _hand_over(self) -> None:
+        try:
+            key, value = message(*self._waiting.popleft())
+        except Exception:  # a context that JSON cannot say
+            logger.exception("an impression could not be written")
+            self.dropped += 1
+            return
+        self.logged += self._producer.try_send(IMPRESSIONS, key, value)
 
 
 def message(request: Request, answer: Answer, now_us: int) -> tuple[bytes, bytes]:

@@ -1,49 +1,12 @@
-"""Counters of one replica, in files that every replica of the node reads, so that `/metrics` covers them all.
+"""What a gateway replica counts; where the counts live: `deployments.metric_files`."""
 
-prometheus_client decides when it is imported whether its values live in files; here they always do.
-"""
-
-import contextlib
-import os
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
-from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.values import MultiProcessValue
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from app.chain.request import Answer
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-# A replica touches its gauges every second; files older than this are of one that is gone.
-GONE_S = 15.0
-FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-
-
-def keep_in_files(folder: Path, replica: str) -> None:
-    """Makes every metric of this process live in `folder`. Before the first metric is made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    os.environ[FOLDER] = str(folder)
-    values.ValueClass = MultiProcessValue(process_identifier=lambda: replica)  # type: ignore[no-untyped-call]
-
-
-def alive(folder: Path, replica: str) -> None:
-    """Marks the gauges of this replica as current."""
-    for file in folder.glob(f"gauge_live*_{replica}.db"):
-        os.utime(file)
-
-
-def exposition(folder: Path) -> bytes:
-    """Prometheus text over all files of the folder; gauges of replicas that were killed are dropped."""
-    horizon = time.time() - GONE_S
-    for file in folder.glob("gauge_live*.db"):
-        with contextlib.suppress(FileNotFoundError):
-            if file.stat().st_mtime < horizon:
-                file.unlink()
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry, path=str(folder))  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
 
 
 class GatewayMetrics:
@@ -84,6 +47,9 @@ class GatewayMetrics:
         )
         self._hits = Counter("manta_cache_hits", "Answers out of the answer cache.", ("surface",), registry=registry)
         self._events = Counter("manta_events", "Posted events.", ("outcome",), registry=registry)
+        self._drops = Counter(
+            "manta_impressions_dropped", "Impressions that were not sent, or never acknowledged.", registry=registry
+        )
         self._gauges = Gauge(
             "manta_gateway",
             "Figures of a gateway replica: requests in flight and shed, impressions dropped, how far the state is.",
@@ -101,6 +67,7 @@ class GatewayMetrics:
         self._children: dict[tuple[str, ...], Counter] = {}
         self._observers: dict[tuple[object, ...], Callable[[float], None]] = {}
         self._shown: dict[str, str] = {}
+        self._dropped = 0
 
     def answered(self, answers: Sequence[Answer]) -> None:
         """Counts the answers of a batch."""
@@ -137,6 +104,11 @@ class GatewayMetrics:
         """Counts events: `accepted`, `rejected` or `unavailable`."""
         if count:
             self._events.labels(outcome).inc(count)
+
+    def dropped(self, impressions: int) -> None:
+        """Counts dropped impressions. `impressions`: of this replica, so far."""
+        self._drops.inc(max(0, impressions - self._dropped))
+        self._dropped = max(impressions, self._dropped)
 
     def figure(self, name: str, value: float) -> None:
         """Sets a figure of this replica."""

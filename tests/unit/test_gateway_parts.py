@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -17,6 +18,7 @@ from app.settings import Settings
 from app.state.memory import MemoryState
 from deployments.bundles import BundleStore
 from deployments.freshness import Follower
+from deployments.gateway import Gateway
 from deployments.impressions import Impressions
 from deployments.nodes import UNKNOWN, OtherNodes
 from deployments.positions import NO_ANSWER, Others, Positions
@@ -107,11 +109,17 @@ class Topic:
 
     def __init__(self, room: int = 10**9) -> None:
         self.room = room
+        self.dropped = 0
         self.sent: list[tuple[str, bytes, bytes | None]] = []
         self.down = False
+        self.optional_in_flight = 0
+
+    def close(self) -> None:
+        """Nothing is buffered."""
 
     def try_send(self, topic: str, key: bytes, value: bytes | None) -> bool:
         if len(self.sent) >= self.room:
+            self.dropped += 1
             return False
         self.sent.append((topic, key, value))
         return True
@@ -136,11 +144,51 @@ async def test_impressions_are_bounded_counted_and_of_the_schema() -> None:
         impressions.log(Request(user_id="u", context={"device": "tv"}), ANSWER, 1_700_000_000_000_000)
     assert topic.sent == []  # behind the answer
     await asyncio.sleep(0.1)
-    assert (impressions.logged, impressions.dropped) == (2, 3)
+    assert (impressions.logged, impressions.dropped, topic.dropped) == (2, 2, 1)
     _, key, value = topic.sent[0]
     assert value is not None
     read = Impression.model_validate_json(value)
     assert (read.key, read.request_id, read.items[0].position, read.degraded) == (key, "r1", 1, "popular")
+
+
+async def test_impressions_that_wait_at_the_end_are_sent_or_counted() -> None:
+    topic = Topic(room=400)
+    impressions = Impressions(topic, 1000)
+    impressions.log(Request(context={"huge": 2**70}), ANSWER, 0)  # more than JSON's integers hold
+    for _ in range(600):
+        impressions.log(Request(user_id="u"), ANSWER, 1_700_000_000_000_000)
+    impressions.close(5.0)
+    assert (impressions.logged, impressions.dropped, topic.dropped) == (400, 1, 200)
+    impressions.log(Request(user_id="u"), ANSWER, 0)
+    assert impressions.dropped == 2
+    late = Impressions(topic, 1000)
+    for _ in range(5):
+        late.log(Request(user_id="u"), ANSWER, 0)
+    late.close(0.0)
+    assert (late.logged, late.dropped) == (0, 5)
+    await asyncio.sleep(0.15)
+    assert len(topic.sent) == 400
+
+
+async def test_a_replica_that_closes_counts_the_impressions_that_it_could_not_send(tmp_path: Path) -> None:
+    topic, counted = Topic(room=1), Counting()
+    impressions = Impressions(topic, 10)
+    for _ in range(3):
+        impressions.log(Request(user_id="u"), ANSWER, 0)
+    topic.optional_in_flight = 1  # and the broker never said that it has this one
+    replica = SimpleNamespace(
+        _tasks=[],
+        _answering=SimpleNamespace(impressions=impressions),
+        _producer=topic,
+        _metrics=counted,
+        _state=topic,
+        _cache_folder=tmp_path / "cache",
+    )
+    replica._close = lambda: Gateway._close(replica)  # type: ignore[arg-type]
+    replica._dropped = lambda: Gateway._dropped(replica)  # type: ignore[arg-type]
+    await Gateway.__del__(replica)  # type: ignore[arg-type]
+    assert len(topic.sent) == 1
+    assert counted.counts == {"dropped": 3}
 
 
 class Applying:
@@ -229,6 +277,9 @@ class Counting:
 
     def events(self, outcome: str, count: int) -> None:
         self.counts[outcome] = self.counts.get(outcome, 0) + count
+
+    def dropped(self, impressions: int) -> None:
+        self.counts["dropped"] = impressions
 
 
 class Desk:

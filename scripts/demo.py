@@ -92,7 +92,11 @@ def _check(settings: Settings, home: Path) -> None:
 
 def _stay(console: Console, home: Path) -> None:
     console.print("\nUp until Ctrl-C.")
-    while cluster.running(home) is not None:
+    said = 0
+    while (run := cluster.running(home)) is not None:
+        if run.broker_restarts > said:
+            said = run.broker_restarts
+            console.print("  the embedded broker died: started again, items and users restored from the lake, gaps noted")
         time.sleep(0.5)
     raise MantaError("the system was ended from outside (`scripts/manta down`, or logs/ray.log says more)")
 

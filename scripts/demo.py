@@ -96,7 +96,7 @@ def _stay(console: Console, home: Path) -> None:
     while (run := cluster.running(home)) is not None:
         if run.broker_restarts > said:
             said = run.broker_restarts
-            console.print("  the embedded broker died: started again, items and users restored from the lake, gaps noted")
+            console.print("  the embedded broker died: started again, items and users restored, gaps noted in the lake")
         time.sleep(0.5)
     raise MantaError("the system was ended from outside (`scripts/manta down`, or logs/ray.log says more)")
 

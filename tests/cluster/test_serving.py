@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -185,6 +186,21 @@ def test_hot_swaps_under_load(up: Run) -> None:
     assert {answer["bundle"] for answer in load.answers} == {"a1", "b1"}
     assert load.answers[-1]["bundle"] == ("a1" if load.answers[-1]["surface"] == "home" else "b1")
     promote(up, "a1")
+
+
+def test_a_promotion_asked_for_twice_is_one_and_the_command_follows_it(up: Run) -> None:
+    told = [ask(up, "POST", "/v1/bundles/b1/promote", {"force": True}) for _ in range(2)]
+    assert [status for status, _ in told] == [202, 202]
+    assert told[1][1]["promotion"] == told[0][1]["promotion"] or told[1][1]["state"] == "live"
+    done = ended(up, told[0][1]["promotion"])
+    assert (done["state"], done["figures"]["sound"]) == ("live", True)
+    back = manta(up.home, "bundles", "promote", "a1", "--force")
+    assert back.returncode == 0, back.stderr
+    refused = manta(up.home, "bundles", "promote", "b1", "--expected", "b1")
+    assert refused.returncode == 1
+    assert "found home: a1" in refused.stderr
+    with urllib.request.urlopen(up.endpoint + "/metrics", timeout=10) as answer:
+        assert 'manta_bundle_live{bundle="a1",surface="home"} 1.0' in answer.read().decode()
 
 
 def test_a_coordinator_killed_in_a_swap_ends_it_in_one_version(up: Run) -> None:

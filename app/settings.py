@@ -71,6 +71,15 @@ class LakeSettings(Section):
     namespace: str = Field("manta", description="Iceberg namespace.")
     partition: Literal["day", "month"] = Field("day", description="Partition of the events by event time.")
     max_open_partitions: int = Field(200, ge=1, description="Partition files one commit writes at most.")
+    target_file_bytes: int = Field(
+        128_000_000, ge=1_000_000, description="`manta lake compact` merges files below three quarters of this."
+    )
+    keep_snapshots_h: float = Field(
+        24.0, ge=0, description="Hours a snapshot can be read by its id once another has followed."
+    )
+    grace_h: float = Field(
+        24.0, ge=0.01, description="Hours a reader may take: only then files that nothing refers to are removed."
+    )
 
 
 class IngestSettings(Section):

@@ -23,12 +23,13 @@ from pyiceberg.table.snapshots import Operation, Snapshot
 from pyiceberg.table.update.snapshot import _FastAppendFiles
 from pyiceberg.transforms import MonthTransform
 
+from app.errors import MantaError
 from app.faults import reach
 
 OFFSETS = "manta.offsets"
 GAPS = "manta.gaps"
 _KEPT_GAPS = 50
-_UNPARTITIONED = 0
+UNPARTITIONED = 0
 _FILE_BYTES = 512_000_000  # of uncompressed Arrow a data file
 
 
@@ -72,8 +73,13 @@ class Progress:
 
 
 def progress_of(table: Table) -> Progress:
-    """The offsets that the table's current snapshot carries; a snapshot by others has those of the one before it."""
+    """The offsets that the table's current snapshot carries; a snapshot by others has those of the one before it.
+
+    Raises:
+        MantaError: there are snapshots, and none that is still there carries any.
+    """
     snapshot: Snapshot | None = table.current_snapshot()
+    current = snapshot
     while snapshot is not None:
         found = snapshot.summary.additional_properties if snapshot.summary else {}
         if OFFSETS in found:
@@ -83,6 +89,11 @@ def progress_of(table: Table) -> Progress:
             }
             return Progress(topics, tuple(json.loads(found.get(GAPS, "[]"))))
         snapshot = table.snapshot_by_id(snapshot.parent_snapshot_id) if snapshot.parent_snapshot_id else None
+    if current is not None:  # from the start again would double every row
+        raise MantaError(
+            f"lake: table {table.name()[-1]}: snapshot {current.snapshot_id} was made by another program, and no older "
+            f"one with {OFFSETS} is left: found no offsets, wanted those up to which the table was read"
+        )
     return Progress()
 
 
@@ -105,7 +116,7 @@ def append(table: Table, rows: pa.Table, progress: Progress, *, max_open_partiti
         pyiceberg.exceptions.CommitFailedException: another commit was first; nothing was appended.
     """
     transaction = table.transaction()
-    added = _AppendFiles(
+    added = AppendFiles(
         operation=Operation.APPEND, transaction=transaction, io=table.io, snapshot_properties=progress.properties()
     )
     for data_file in _write_files(table, rows, max_open_partitions):
@@ -137,7 +148,7 @@ def replace(table: Table, rows: pa.Table, progress: Progress) -> int:
     return int(change.snapshot_id)
 
 
-class _AppendFiles(_FastAppendFiles):  # type: ignore[misc]
+class AppendFiles(_FastAppendFiles):  # type: ignore[misc]
     """pyiceberg's fast append, for files of more than one partition spec."""
 
     _added_data_files: list[DataFile]
@@ -154,7 +165,7 @@ class _AppendFiles(_FastAppendFiles):  # type: ignore[misc]
         return [*manifests, *([self._write_manifest(others)] if others else [])]
 
     def _write_manifest(self, files: list[DataFile]) -> ManifestFile:
-        with self.new_manifest_writer(self.spec(_UNPARTITIONED)) as writer:
+        with self.new_manifest_writer(self.spec(UNPARTITIONED)) as writer:
             for file in files:
                 writer.add(
                     ManifestEntry.from_args(
@@ -181,7 +192,7 @@ def _write_files(table: Table, rows: pa.Table, max_open: int) -> Iterator[DataFi
     else:
         column = table.schema().find_column_name(spec.fields[0].source_id)
         groups = split_by_partition(rows, column, isinstance(spec.fields[0].transform, MonthTransform), max_open)
-    plain = metadata.model_copy(update={"default_spec_id": _UNPARTITIONED})
+    plain = metadata.model_copy(update={"default_spec_id": UNPARTITIONED})
     for value, part in groups:
         key = None
         if value is not None:

@@ -1,0 +1,206 @@
+"""Small files of a table merged, partition by partition, beside an ingest that goes on."""
+
+import logging
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+from pyiceberg.conversions import from_bytes
+from pyiceberg.exceptions import CommitFailedException
+from pyiceberg.expressions import AlwaysTrue
+from pyiceberg.io.pyarrow import ArrowScan, ParquetFormatWriter, schema_to_pyarrow
+from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
+from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
+from pyiceberg.table import FileScanTask, Table
+from pyiceberg.types import TimestamptzType
+
+from app.errors import MantaError
+from app.faults import reach
+from app.lake.commit import UNPARTITIONED, progress_of
+from app.lake.rewrite import rewrite
+from app.lake.tables import Lake
+
+_SMALL = 0.75  # of the wanted size: a file from there on is left alone
+_COMMIT_BYTES = 1_000_000_000  # of small files that one commit replaces, roughly
+_GROUP_ROWS = 200_000  # rows of a row group: narrow bounds of arrival, and bounded memory
+_LOST_COMMITS = 20
+_ARRIVAL = "record_time"
+
+log = logging.getLogger(__name__)
+# Called with (files looked at, files to look at).
+FileProgress = Callable[[int, int], None]
+
+
+@dataclass
+class Compaction:
+    """What was merged of one table.
+
+    Attributes:
+        table: its name.
+        files_before: data files before, all of them.
+        files_after: and after.
+        merged: small files that were merged away.
+        bytes: of those.
+        commits: snapshots made.
+        lost_commits: times another writer was first.
+    """
+
+    table: str
+    files_before: int = 0
+    files_after: int = 0
+    merged: int = 0
+    bytes: int = 0
+    commits: int = 0
+    lost_commits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Merged:
+    """A file and what it stands for; nothing refers to it before the commit."""
+
+    sources: list[DataFile]
+    file: DataFile
+
+
+def compact(lake: Lake, name: str, *, target_bytes: int, progress: FileProgress | None = None) -> Compaction:
+    """Merges the files of each partition that are smaller than three quarters of `target_bytes`.
+
+    Rows stay as they are; every snapshot made carries the offsets. A commit by another in between is no reason to
+    read again: what was merged still stands for files that are still there, or is thrown away.
+
+    Args:
+        lake: where.
+        name: of the table.
+        target_bytes: wanted size of a Parquet file.
+        progress: called as files are merged.
+
+    Raises:
+        MantaError: another writer was first too many times.
+    """
+    table = lake.table(name)
+    report = Compaction(name)
+    if table.current_snapshot() is None:
+        return report
+    tasks = list(table.scan().plan_files())
+    report.files_before = report.files_after = len(tasks)
+    waiting = list(bins(table, tasks, target_bytes))
+    todo, done = sum(map(len, waiting)), 0
+    ready: list[_Merged] = []
+    for place, small in enumerate(waiting):
+        ready.append(_Merged([task.file for task in small], _merge(table, small)))
+        done += len(small)
+        if progress is not None:
+            progress(done, todo)
+        full = sum(file.file_size_in_bytes for merged in ready for file in merged.sources) >= _COMMIT_BYTES
+        if full or place == len(waiting) - 1:
+            reach("compact:written")
+            _commit(lake, name, ready, report)
+            reach("compact:committed")
+            ready = []
+    return report
+
+
+def bins(table: Table, tasks: list[FileScanTask], target_bytes: int) -> Iterator[list[FileScanTask]]:
+    """The files that become one, two or more at a time, in the order of their arrival.
+
+    Files of one partition only; those without a partition together; files with deletes are left alone.
+    """
+    groups: dict[tuple[object, ...], list[FileScanTask]] = {}
+    known = {UNPARTITIONED, table.spec().spec_id}
+    for task in tasks:
+        file = task.file
+        if file.file_size_in_bytes < _SMALL * target_bytes and not task.delete_files and file.spec_id in known:
+            groups.setdefault((file.spec_id, *(file.partition[i] for i in range(len(file.partition)))), []).append(task)
+    arrival = table.schema().find_field(_ARRIVAL).field_id
+    for group in groups.values():
+        group.sort(key=lambda task: _lower_bound(task.file, arrival))
+        gathered: list[FileScanTask] = []
+        for task in group:
+            gathered.append(task)
+            if sum(one.file.file_size_in_bytes for one in gathered) >= target_bytes:
+                if len(gathered) > 1:
+                    yield gathered
+                gathered = []
+        if len(gathered) > 1:
+            yield gathered
+
+
+def _lower_bound(file: DataFile, field_id: int) -> int:
+    bound = (file.lower_bounds or {}).get(field_id)
+    return int(from_bytes(TimestamptzType(), bound)) if bound is not None else 0
+
+
+def _merge(table: Table, small: list[FileScanTask]) -> DataFile:
+    """One Parquet file with the rows of all; at most one source and one row group are in memory."""
+    spec, file_schema = table.specs()[small[0].file.spec_id], table.schema()
+    partition = small[0].file.partition
+    key = None
+    if len(partition):
+        values = [PartitionFieldValue(one, partition[place]) for place, one in enumerate(spec.fields)]
+        key = PartitionKey(values, spec, file_schema)
+    path = table.location_provider().new_data_location(f"00000-0-{uuid.uuid4()}.parquet", key)
+    output = table.io.new_output(path)
+    writer = ParquetFormatWriter(output, file_schema, table.metadata.properties)
+    with writer:
+        for rows in _row_groups(table, small):
+            writer.write(rows)
+    return DataFile.from_args(
+        content=DataFileContent.DATA,
+        file_path=path,
+        file_format=FileFormat.PARQUET,
+        partition=partition,
+        file_size_in_bytes=len(output),
+        sort_order_id=None,
+        spec_id=spec.spec_id,
+        equality_ids=None,
+        key_metadata=None,
+        **writer.result().to_serialized_dict(),
+    )
+
+
+def _row_groups(table: Table, small: list[FileScanTask]) -> Iterator[pa.Table]:
+    """The rows of the files, one after the other, in the columns and types of the table."""
+    schema = schema_to_pyarrow(table.schema(), include_field_ids=True)
+    scan = ArrowScan(table.metadata, table.io, table.schema(), AlwaysTrue())
+    waiting: list[pa.Table] = []
+    for task in small:
+        for batch in scan.to_record_batches([task]):
+            waiting.append(pa.Table.from_batches([batch]).select(schema.names).cast(schema))
+            if sum(map(len, waiting)) >= _GROUP_ROWS:
+                yield pa.concat_tables(waiting).combine_chunks()
+                waiting = []
+    yield pa.concat_tables([schema.empty_table(), *waiting])
+
+
+def _commit(lake: Lake, name: str, ready: list[_Merged], report: Compaction) -> None:
+    """Puts merged files in their place, on the table as it stands by now."""
+    for _ in range(_LOST_COMMITS):
+        table = lake.table(name)
+        live = {task.file.file_path: task for task in table.scan().plan_files()}
+        whole = [one for one in ready if all(_untouched(live.get(file.file_path)) for file in one.sources)]
+        for lost in ready:
+            if lost not in whole:  # another has merged or removed what it stood for
+                table.io.delete(lost.file.file_path)
+        ready = whole
+        report.files_after = len(live)
+        if not ready:
+            return
+        removed = [file for one in ready for file in one.sources]
+        added = [one.file for one in ready]
+        try:
+            rewrite(table, removed, added, progress_of(table))
+        except CommitFailedException:
+            report.lost_commits += 1
+            log.info("compact %s: another commit was first; looking again", name)
+            continue
+        report.commits += 1
+        report.merged += len(removed)
+        report.bytes += sum(file.file_size_in_bytes for file in removed)
+        report.files_after = len(live) - len(removed) + len(added)
+        return
+    raise MantaError(f"compact {name}: found another commit first {_LOST_COMMITS} times, wanted to be first once")
+
+
+def _untouched(task: FileScanTask | None) -> bool:
+    return task is not None and not task.delete_files

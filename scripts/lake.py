@@ -1,0 +1,122 @@
+"""Commands about the lake: stats, compact, expire, export."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.errors import SettingsError
+from scripts import show
+from scripts.session import open_session
+
+Tables = Annotated[
+    list[str] | None, typer.Option("--table", metavar="NAME", help="Only this table; repeats. Default: all.")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Registers the commands."""
+    lake = typer.Typer(help="The lake: stats, maintenance, export.", no_args_is_help=True)
+    lake.command("stats", epilog="Example: manta lake stats --json")(stats)
+    lake.command("compact", epilog="Example: manta lake compact --table events")(compact)
+    lake.command("expire", epilog="Example: manta lake expire --json")(expire)
+    lake.command("export", epilog="Example: manta lake export /tmp/lake")(export)
+    app.add_typer(lake, name="lake")
+
+
+def stats(json_: show.JsonFlag = False) -> None:
+    """Rows, files, bytes, snapshots and read offsets of each table."""
+    from app.lake.snapshot import snapshot
+    from app.lake.tables import TABLES, open_lake
+
+    session = open_session()
+    lake = open_lake(session.settings, session.home)
+    rows: list[dict[str, Any]] = []
+    for name in TABLES:
+        now = snapshot(lake, name)
+        files = now.files()
+        offsets = {
+            topic: {str(partition): offset for partition, offset in sorted(place.next.items())}
+            for topic, place in now.progress.topics.items()
+        }
+        sizes = {"rows": sum(part.rows for part in files), "files": len(files), "bytes": sum(f.bytes for f in files)}
+        kept = {"snapshot": now.id, "snapshots": len(now.source.metadata.snapshots)}
+        rows.append({"table": name, **kept, **sizes, "offsets": offsets, "gaps": list(now.progress.gaps)})
+    if json_:
+        show.as_json({"tables": rows})
+    else:
+        shown = ["table", "rows", "files", "bytes", "snapshot", "snapshots", "offsets"]
+        show.table([{**row, "gaps": len(row["gaps"])} for row in rows], [*shown, "gaps"], "no tables")
+
+
+def compact(table: Tables = None, json_: show.JsonFlag = False) -> None:
+    """Merges small files of each partition (`lake.target_file_bytes`); ingest and readers go on meanwhile."""
+    from app.lake.compaction import compact as merge
+    from app.lake.tables import open_lake
+
+    session = open_session()
+    lake = open_lake(session.settings, session.home)
+    rows = []
+    with show.progress("compact") as bar:
+        for name in _named(table, "manta lake compact"):
+            done = merge(
+                lake,
+                name,
+                target_bytes=session.settings.lake.target_file_bytes,
+                progress=lambda done, todo, name=name: bar.topic(name, done, todo),  # type: ignore[misc]
+            )
+            rows.append(asdict(done))
+    if json_:
+        show.as_json({"tables": rows})
+    else:
+        show.table(rows, ["table", "files_before", "files_after", "merged", "bytes", "commits"], "no tables")
+
+
+def expire(table: Tables = None, json_: show.JsonFlag = False) -> None:
+    """Forgets old snapshots (`lake.keep_snapshots_h`); removes files once no reader needs them (`lake.grace_h`)."""
+    from app.lake.expiry import expire as forget
+    from app.lake.tables import open_lake
+
+    session = open_session()
+    lake, kept = open_lake(session.settings, session.home), session.settings.lake
+    rows = []
+    with show.progress("expire") as bar:
+        for name in _named(table, "manta lake expire"):
+            done = forget(
+                lake,
+                name,
+                keep_s=kept.keep_snapshots_h * 3600,
+                grace_s=kept.grace_h * 3600,
+                progress=lambda done, todo, name=name: bar.topic(name, done, todo),  # type: ignore[misc]
+            )
+            rows.append(asdict(done))
+    if json_:
+        show.as_json({"tables": rows})
+    else:
+        show.table(rows, ["table", "snapshots", "snapshots_left", "files", "bytes", "waiting"], "no tables")
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where `TABLE/*.parquet` is written.")],
+    json_: show.JsonFlag = False,
+) -> None:
+    """Writes every table as Parquet."""
+    from app.lake.snapshot import export as write
+    from app.lake.tables import open_lake
+
+    session = open_session()
+    written = write(open_lake(session.settings, session.home), folder)
+    if json_:
+        show.as_json({"folder": str(folder), "rows": written})
+    else:
+        show.facts(written)
+
+
+def _named(tables: list[str] | None, command: str) -> list[str]:
+    from app.lake.tables import TABLES
+
+    wrong = next((name for name in tables or () if name not in TABLES), None)
+    if wrong is not None:
+        raise SettingsError(command, "--table", wrong, f"one of {', '.join(TABLES)}")
+    return list(tables or TABLES)

@@ -40,9 +40,11 @@ __all__ = [
     "StageStarting",
     "Stages",
     "in_process",
+    "probes",
     "recommend",
     "recommend_now",
     "similar",
+    "warm_up",
 ]
 
 logger = logging.getLogger(__name__)
@@ -98,6 +100,20 @@ def in_process(
     """
     stages = LocalStages({bundle.id: bundle})
     return Chain("in-process", surface or SurfaceSettings(), LiveBundle(bundle), state or MemoryState(), stages)
+
+
+def probes(bundle: ServableBundle, k: int, timeout_ms: int) -> list[Request]:
+    """What any bundle can be asked: a visitor with a history, and one without."""
+    known = [bundle.catalogue.item_ids[row] for row in bundle.popular[:3].tolist()]
+    return [Request(history=known, k=k, timeout_ms=timeout_ms), Request(k=k, timeout_ms=timeout_ms)]
+
+
+def warm_up(bundle: ServableBundle) -> None:
+    """Asks a bundle that was just loaded: what libraries prepare on their first use (100 ms) no client waits for."""
+    try:
+        recommend_now(in_process(bundle), probes(bundle, 10, 10_000))
+    except Exception:  # what is wrong with it, the first request will say
+        logger.exception("bundle %s could not be warmed up", bundle.id)
 
 
 def _begin(batch: Batch) -> list[Question]:

@@ -45,12 +45,10 @@ def smoke(folder: Path) -> None:
         BundleError: it does not load, or failed, gave too few items or scores that are no numbers.
     """
     from app.bundles.load import load_bundle  # torch and all: whoever asks from a process of its own needs none of it
-    from app.recommend import Answer, Request, in_process, recommend_now
+    from app.recommend import Answer, in_process, probes, recommend_now
 
     bundle = load_bundle(folder, check_hashes=False)
-    known = [bundle.catalogue.item_ids[row] for row in bundle.popular[:3].tolist()]
-    patience_ms = int(1000 * LIMIT_S)
-    requests = [Request(history=known, k=K, timeout_ms=patience_ms), Request(k=K, timeout_ms=patience_ms)]
+    requests = probes(bundle, K, int(1000 * LIMIT_S))
     for request, outcome in zip(requests, recommend_now(in_process(bundle), requests), strict=True):
         if not isinstance(outcome, Answer):
             raise BundleError(f"{folder}: found the request failed: {outcome}") from outcome

@@ -16,7 +16,7 @@ from app.cache import AnswerCache, ListStore
 from app.chain.outcomes import Outcome
 from app.degrade import Breakers
 from app.errors import MantaError, NotFound
-from app.recommend import Answer, Chain, LiveBundle, LocalStages, Request, Stages, recommend
+from app.recommend import Answer, Chain, LiveBundle, LocalStages, Request, Stages, recommend, warm_up
 from app.settings import Settings
 from app.state.reader import StateReader
 from deployments.batching import Batcher, Deliver
@@ -95,6 +95,7 @@ class Answering:
         from app.bundles.load import load_bundle  # torch and all: only a replica takes it in, not who deploys it
 
         bundle = load_bundle(folder)
+        warm_up(bundle)
         lists = ListStore(self._folder / "lists" / bundle_id, bundle.lists) if bundle.lists else None
         live = LiveBundle(bundle, lists)
         try:

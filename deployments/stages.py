@@ -14,6 +14,7 @@ from ray.serve.handle import DeploymentHandle
 from app.bundles.manifest import verify
 from app.degrade import StageOverloaded, StageStarting
 from app.ranking.ranker import Ranker
+from app.recommend import warm_up
 from app.retrieval.query import Candidates, Query
 from app.retrieval.sources import Source, retrieve
 from app.settings import Settings
@@ -28,6 +29,7 @@ Loaded = TypeVar("Loaded")
 LOADING_S = 1.0
 # A replica takes requests only once it has what is live, unless that takes longer than this.
 FIRST_LOAD_S = 60.0
+WARM_ROWS = 200
 
 
 class _Stage(Generic[Loaded]):
@@ -65,13 +67,18 @@ class _Stage(Generic[Loaded]):
 def _sources(_: str, folder: Path) -> Mapping[str, Source]:
     from app.bundles.load import load_bundle  # torch and all: only a replica takes it in, not who deploys it
 
-    return load_bundle(folder).sources
+    bundle = load_bundle(folder)
+    warm_up(bundle)
+    return bundle.sources
 
 
 def _ranker(_: str, folder: Path) -> Ranker | None:
     from app.bundles.load import load_ranker
 
-    return load_ranker(folder, verify(folder))
+    ranker = load_ranker(folder, verify(folder))
+    if ranker is not None:  # the first scores take longer
+        ranker.score(np.zeros((WARM_ROWS, len(ranker.feature_names)), np.float32))
+    return ranker
 
 
 class Retriever:

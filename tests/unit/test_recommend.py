@@ -1,13 +1,16 @@
 """The chain as contract.md describes `POST /v1/recommend`, on stages in this process."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from app.errors import NotFound, RequestInvalid
-from app.recommend import Answer, Request, Scored, in_process, recommend_now, similar
+from app.ranking.network import NetworkRanker
+from app.recommend import Answer, Request, Scored, in_process, recommend_now, similar, warm_up
 from app.surfaces import RuleSettings, SourceSettings, SurfaceSettings
 from tests.unit.chain_world import N_ITEMS, TinyBundle, World, bundle, columns_of, ids_of
 
@@ -226,3 +229,21 @@ def test_surface_settings_choose_sources_rules_and_person(made: TinyBundle) -> N
     light = World(made, SurfaceSettings(timeout_ms=10_000, event_weights={"rating": 1.0}))
     light.click("u", "i0")
     assert "i0" not in light.ids(user_id="u", k=500)
+
+
+def test_a_bundle_is_warmed_up_by_asking_all_of_it_and_a_broken_one_harms_nobody(
+    made: TinyBundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows: list[int] = []
+
+    class Noting(NetworkRanker):
+        def score(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+            rows.append(len(features))
+            return super().score(features)
+
+    assert made.ranker is not None
+    warm_up(replace(made, ranker=Noting(made.ranker.feature_names)))
+    assert sum(rows) > 10
+    assert not caplog.records
+    warm_up(replace(made, mix=(("nothing of this name", -1),), popular=np.array([10**6], np.int32)))
+    assert "could not be warmed up" in caplog.text

@@ -1,21 +1,20 @@
 """EASE: a closed-form item-item regression without self-similarity."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field
+from pydantic import Field
 from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_matrix
 
 from app.errors import MantaError
 from app.models.candidate import Progress
-from app.models.history_decay import HistoryDecay, decayed_weights
-from app.models.interactions import Catalogue, Histories, Interactions
+from app.models.history_decay import HistoryDecay
+from app.models.interactions import Catalogue, Interactions
+from app.models.neighbour_family import NeighbourFamily
 from app.models.neighbour_table import NeighbourTable
-from app.models.storage import checked, load_model_files, save_model
 
 BLOCK = 512  # rows of the item-item matrix made at once
 
@@ -47,7 +46,7 @@ class EaseParams(HistoryDecay):
     )
 
 
-class Ease:
+class Ease(NeighbourFamily):
     """B = I - P / diag(P) with P = (X'X + l2 I)^-1, X the weighted user × item matrix; scores are decayed history × B.
 
     With fewer users than items the inverse goes through the users' side (Woodbury), exact and far cheaper.
@@ -57,12 +56,8 @@ class Ease:
     """
 
     family: ClassVar[str] = "ease"
-    iterative: ClassVar[bool] = False
-
-    def __init__(self, params: BaseModel | None = None) -> None:
-        self.params = checked(params, EaseParams)
-        self.n_items = 0
-        self._table = NeighbourTable(np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32))
+    params_type: ClassVar[type[EaseParams]] = EaseParams
+    params: EaseParams
 
     def fit(self, data: Interactions, catalogue: Catalogue, *, seed: int = 0, progress: Progress | None = None) -> Self:
         """Fits.
@@ -87,26 +82,6 @@ class Ease:
         weights = (block * columns for block in _without_self(blocks, diagonal))
         self._table = NeighbourTable.of_blocks(weights, self.params.n_neighbours, signed=True)
         return self
-
-    def neighbours(self) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
-        return self._table.indptr, self._table.indices, self._table.data
-
-    def entry_weights(self, histories: Histories) -> NDArray[np.float32]:
-        return decayed_weights(histories, self.params, self.n_items)
-
-    def score(self, histories: Histories) -> NDArray[np.float32]:
-        return self._table.score(histories, self.entry_weights(histories))
-
-    def save(self, folder: Path) -> None:
-        save_model(folder, self.family, self.params, self._table.arrays(), {})
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        params, arrays, _ = load_model_files(folder, cls.family, EaseParams)
-        model = cls(params)
-        model._table = NeighbourTable(arrays["indptr"], arrays["indices"], arrays["data"])
-        model.n_items = model._table.n_items
-        return model
 
 
 def pieces(data: Interactions, size: int) -> tuple[NDArray[np.int32], int]:

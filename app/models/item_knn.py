@@ -1,19 +1,18 @@
 """Item-item neighbours from co-occurrence: cosine or BM25, over whole users or over nearby events."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field
+from pydantic import Field
 from scipy.sparse import coo_matrix, csr_matrix, diags
 
 from app.models.candidate import Progress
-from app.models.history_decay import HistoryDecay, decayed_weights
-from app.models.interactions import Catalogue, Histories, Interactions
+from app.models.history_decay import HistoryDecay
+from app.models.interactions import Catalogue, Interactions
+from app.models.neighbour_family import NeighbourFamily
 from app.models.neighbour_table import NeighbourTable
-from app.models.storage import checked, load_model_files, save_model
 
 BLOCK = 512  # rows of the item-item matrix normalised at once
 DENSE = 0.05  # above this share of nonzeros, partitioning dense rows is faster than sorting sparse ones
@@ -37,7 +36,7 @@ class ItemKnnParams(HistoryDecay):
     b: float = Field(0.5, ge=0, le=1, description="BM25: how much long histories are discounted.")
 
 
-class ItemKnn:
+class ItemKnn(NeighbourFamily):
     """Row i holds the items that go with i: s(i, j) = c(i, j) / (n_i^(1 - p) n_j^p + shrink).
 
     c sums products of weights over users (`cosine`: event weights; `bm25`: BM25 weights), or with `window` sums over
@@ -50,12 +49,8 @@ class ItemKnn:
     """
 
     family: ClassVar[str] = "item_knn"
-    iterative: ClassVar[bool] = False
-
-    def __init__(self, params: BaseModel | None = None) -> None:
-        self.params = checked(params, ItemKnnParams)
-        self.n_items = 0
-        self._table = NeighbourTable(np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32))
+    params_type: ClassVar[type[ItemKnnParams]] = ItemKnnParams
+    params: ItemKnnParams
 
     def fit(self, data: Interactions, catalogue: Catalogue, *, seed: int = 0, progress: Progress | None = None) -> Self:
         del catalogue, seed, progress
@@ -84,26 +79,6 @@ class ItemKnn:
             rows = np.repeat(np.arange(start, start + block.shape[0]), np.diff(block.indptr))
             block.data /= (source[rows] * target[block.indices] + self.params.shrink).astype(np.float32)
             yield block.toarray() if block.nnz > DENSE * block.shape[0] * block.shape[1] else block
-
-    def neighbours(self) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
-        return self._table.indptr, self._table.indices, self._table.data
-
-    def entry_weights(self, histories: Histories) -> NDArray[np.float32]:
-        return decayed_weights(histories, self.params, self.n_items)
-
-    def score(self, histories: Histories) -> NDArray[np.float32]:
-        return self._table.score(histories, self.entry_weights(histories))
-
-    def save(self, folder: Path) -> None:
-        save_model(folder, self.family, self.params, self._table.arrays(), {})
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        params, arrays, _ = load_model_files(folder, cls.family, ItemKnnParams)
-        model = cls(params)
-        model._table = NeighbourTable(arrays["indptr"], arrays["indices"], arrays["data"])
-        model.n_items = model._table.n_items
-        return model
 
 
 def bm25(users: csr_matrix, k1: float, b: float) -> csr_matrix:

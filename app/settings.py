@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -45,6 +45,9 @@ class KafkaSettings(Section):
     max_in_flight_events: int = Field(20_000, ge=1, description="Unacknowledged events a gateway holds; beyond: 503.")
     linger_ms: float = Field(1.0, ge=0, description="How long the producer gathers a batch.")
     delivery_timeout_s: float = Field(3.0, gt=0, description="After this an unacknowledged event is a 503.")
+    alarm_h: float = Field(
+        24.0, ge=0, description="A reader that a topic's retention reaches within so many hours is an alarm."
+    )
     long_polls: bool = Field(
         True, description="`false`: the broker answers an empty fetch at once (the embedded one); readers then doze."
     )
@@ -96,6 +99,36 @@ class StateSettings(Section):
     max_history: int = Field(3000, ge=1, le=100_000, description="Newest events kept per user.")
     catch_up_timeout_s: float = Field(1.0, gt=0, description="A replica that cannot catch up within this answers 503.")
     batch_events: int = Field(2000, ge=1, description="Events the writer applies in one write batch at most.")
+    checkpoints: str = Field(
+        "",
+        description="Folder or address (`s3://…`, `gs://…`) of checkpoints: a node without state starts from the "
+        "newest; empty: it replays the topics, and `manta state checkpoint` writes to `$MANTA_HOME/checkpoints`.",
+    )
+    checkpoints_kept: int = Field(3, ge=1, description="Newest checkpoints that stay when another is written.")
+
+
+class StatsSettings(Section):
+    """The live figures: impressions, clicks and conversions by hour and day, trending items."""
+
+    enabled: bool = Field(True, description="`false`: nothing is counted, `/v1/stats` answers 503.")
+    interval_s: float = Field(0.5, gt=0, description="How often the topics are looked at.")
+    batch_events: int = Field(5000, ge=1, description="Messages applied in one write at most.")
+    allowed_lateness_s: float = Field(
+        3600.0, ge=0, description="Events later than this, by event time on their partition, are counted as late only."
+    )
+    idle_s: float = Field(
+        10.0, gt=0, description="A partition silent for this long holds the watermark back no longer."
+    )
+    attribution_s: float = Field(
+        86_400.0, gt=0, description="A click or conversion counts within this of its impression."
+    )
+    click_types: tuple[str, ...] = Field(("click",), min_length=1, description="Event types that are clicks.")
+    conversion_types: tuple[str, ...] = Field(("purchase",), description="Event types that are conversions.")
+    keep_hours: int = Field(168, ge=1, description="Hours of hourly figures kept.")
+    keep_days: int = Field(92, ge=1, description="Days of daily figures kept.")
+    trending_hours: tuple[Annotated[int, Field(ge=1, le=8760)], ...] = Field(
+        (24, 168), min_length=1, description="Windows of trending items; the shortest is filled from the longer ones."
+    )
 
 
 class AutoscaleSettings(Section):
@@ -173,6 +206,7 @@ class Settings(Section):
     lake: LakeSettings = LakeSettings()
     ingest: IngestSettings = IngestSettings()
     state: StateSettings = StateSettings()
+    stats: StatsSettings = StatsSettings()
     serve: ServeSettings = ServeSettings()
     cache: CacheSettings = CacheSettings()
     ray: RaySettings = RaySettings()

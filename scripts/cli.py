@@ -247,6 +247,19 @@ def rebuild(json_: show.JsonFlag = False) -> None:
         show.facts(asdict(report))
 
 
+@state_commands.command(epilog="Example: manta state checkpoint")
+def checkpoint(json_: show.JsonFlag = False) -> None:
+    """Copies this node's state to `state.checkpoints`, beside a running writer or without one."""
+    from app.state.checkpoint import write_checkpoint
+
+    session = open_session()
+    report = asdict(write_checkpoint(session.settings, session.home))
+    if json_:
+        show.as_json(report)
+    else:
+        show.facts(report)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and ends the process with its exit code: 0 done, 1 failed, 2 wrong usage or settings."""
     sys.exit(_run(lift_options(list(sys.argv[1:] if arguments is None else arguments))))

@@ -42,6 +42,16 @@ class StatePaths:
         return self.root / "position"
 
     @property
+    def checkpoint(self) -> Path:
+        """Where a checkpoint is made, before it is copied to the artifact store."""
+        return self.root / "checkpoint"
+
+    @property
+    def checkpoint_wanted(self) -> Path:
+        """While this file is there, somebody waits for the writer to make a checkpoint."""
+        return self.root / "checkpoint.wanted"
+
+    @property
     def replicas(self) -> Path:
         """Parent of the replicas' own folders."""
         return self.root / "replicas"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from rocksdict import Rdict, WriteBatch
+from rocksdict import Checkpoint, Rdict, WriteBatch
 
 from app.errors import StateUnavailable
 from app.events.schema import EVENTS, MERGE
@@ -131,6 +131,10 @@ class StateStore:
     def flush(self) -> None:
         """Writes what is in memory to files (the log before them makes this unnecessary for safety)."""
         self._db.flush()
+
+    def checkpoint(self, folder: Path) -> None:
+        """A consistent copy in a folder that is not there yet (hard links where the file system is the same)."""
+        Checkpoint(self._db).create_checkpoint(str(folder))
 
     def close(self) -> None:
         """Lets go of the database: RocksDB's lock is held as long as any handle lives."""

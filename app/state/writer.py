@@ -10,6 +10,7 @@ from typing import Any
 
 from app.errors import StateUnavailable
 from app.settings import Settings
+from app.state.checkpoint import make_checkpoint, restore_newest
 from app.state.feed import StateFeed
 from app.state.layout import StatePaths, choose_generation, current_generation, database, remove_older
 from app.state.messages import to_batch
@@ -129,6 +130,8 @@ class StateWriterLoop:
             remove_older(self._paths.databases)
         self._lag = feed.lag()
         position.beat(sum(self._lag.values()) if feed.connected else -1)
+        if self._paths.checkpoint_wanted.exists():
+            make_checkpoint(store, self._paths)
         if feed.connected and sum(self._lag.values()) < _NEARLY_READ:
             store.forget_identities(int(time.time() * 1000))
         return current_generation(self._paths.databases)
@@ -137,6 +140,8 @@ class StateWriterLoop:
         """Opens the database, waiting for whoever holds it; None when told to stop meanwhile."""
         path = database(self._paths.databases, generation)
         if not (self._paths.databases / "current").exists():
+            if self._settings.state.checkpoints and not path.exists():
+                restore_newest(self._settings.state.checkpoints, path)
             choose_generation(self._paths.databases, generation)
         while not self._stop.is_set():
             try:

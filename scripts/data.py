@@ -1,73 +1,33 @@
-"""Commands about data: lake, dlq, users."""
+"""Commands about data: lake (`scripts.lake`), dlq, users."""
 
 import os
-import re
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from app.errors import NotFound, SettingsError
 from deployments import cluster
-from scripts import show
+from scripts import lake, show
 from scripts.session import open_session
 
-Position = Annotated[str, typer.Argument(metavar="TOPIC/PARTITION/OFFSET", help="Where the message stood.")]
+if TYPE_CHECKING:
+    from app.events.dead_letters import Position
+
+Place = Annotated[str, typer.Argument(metavar="TOPIC/PARTITION/OFFSET", help="Where the message stood.")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Registers the commands."""
-    lake = typer.Typer(help="The lake: stats, export.", no_args_is_help=True)
-    lake.command("stats", epilog="Example: manta lake stats --json")(lake_stats)
-    lake.command("export", epilog="Example: manta lake export /tmp/lake")(lake_export)
-    app.add_typer(lake, name="lake")
+    lake.add_to(app)
     letters = typer.Typer(help="Messages that could not be read, and why.", no_args_is_help=True)
     letters.command("list", epilog="Example: manta dlq list --limit 20")(dlq_list)
     letters.command("show", epilog="Example: manta dlq show events/3/1207")(dlq_show)
+    letters.command("replay", epilog="Example: manta dlq replay --reason missing --dry-run")(dlq_replay)
     app.add_typer(letters, name="dlq")
     users = typer.Typer(help="What the state knows of a user.", no_args_is_help=True)
     users.command("show", epilog="Example: manta users show 42 --json")(users_show)
     app.add_typer(users, name="users")
-
-
-def lake_stats(json_: show.JsonFlag = False) -> None:
-    """Rows, files, bytes and read offsets of each table."""
-    from app.lake.snapshot import snapshot
-    from app.lake.tables import TABLES, open_lake
-
-    session = open_session()
-    lake = open_lake(session.settings, session.home)
-    rows = []
-    for name in TABLES:
-        now = snapshot(lake, name)
-        files = now.files()
-        offsets = {
-            topic: {str(partition): offset for partition, offset in sorted(place.next.items())}
-            for topic, place in now.progress.topics.items()
-        }
-        sizes = {"rows": sum(part.rows for part in files), "files": len(files), "bytes": sum(f.bytes for f in files)}
-        rows.append({"table": name, "snapshot": now.id, **sizes, "offsets": offsets})
-    if json_:
-        show.as_json({"tables": rows})
-    else:
-        show.table(rows, ["table", "rows", "files", "bytes", "snapshot", "offsets"], "no tables")
-
-
-def lake_export(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where `TABLE/*.parquet` is written.")],
-    json_: show.JsonFlag = False,
-) -> None:
-    """Writes every table as Parquet."""
-    from app.lake.snapshot import export
-    from app.lake.tables import open_lake
-
-    session = open_session()
-    written = export(open_lake(session.settings, session.home), folder)
-    if json_:
-        show.as_json({"folder": str(folder), "rows": written})
-    else:
-        show.facts(written)
 
 
 def dlq_list(
@@ -83,27 +43,68 @@ def dlq_list(
     if json_:
         show.as_json(found)
         return
-    show.facts({"total": found["total"], **found["by_reason"]})
+    show.facts({"total": found["total"], **found["by_reason"], "replayed": found["replayed"]})
     print()
     show.table(found["messages"], ["topic", "partition", "offset", "reason", "time", "detail"], "no dead letters")
 
 
-def dlq_show(position: Position, json_: show.JsonFlag = False) -> None:
+def dlq_show(position: Place, json_: show.JsonFlag = False) -> None:
     """One dead letter in full."""
     from app.events.dead_letters import show_dead_letter
 
-    match = re.fullmatch(r"(.+)/(\d+)/(\d+)", position)
-    if match is None:
-        raise SettingsError("manta dlq show", "TOPIC/PARTITION/OFFSET", position, "for example events/3/1207")
+    wanted = _position("manta dlq show", position)
     session = open_session()
     with cluster.attach(session.settings, session.home, ray=False, say=show.say) as attached:
-        found = show_dead_letter(attached.settings.kafka, match[1], int(match[2]), int(match[3]))
+        found = show_dead_letter(attached.settings.kafka, wanted)
     if found is None:
         raise NotFound(f"no dead letter of {position}")
     if json_:
         show.as_json(found)
     else:
         show.facts(found)
+
+
+def dlq_replay(
+    positions: Annotated[
+        list[str] | None, typer.Argument(metavar="[TOPIC/PARTITION/OFFSET]...", help="Only these; default: all.")
+    ] = None,
+    reason: Annotated[list[str] | None, typer.Option(help="Only those of this reason; repeats.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be sent.")] = False,
+    json_: show.JsonFlag = False,
+) -> None:
+    """Sends dead letters back to their topics once the cause is mended; sent twice, an event counts once.
+
+    Sent is what today's rules and settings accept; the rest stays where it is.
+    """
+    from app.events.replay import Choice, replay_dead_letters
+
+    wanted = frozenset(_position("manta dlq replay", word) for word in positions or [])
+    choice = Choice(wanted, frozenset(reason or []))
+    session = open_session()
+    with (
+        cluster.attach(session.settings, session.home, ray=False, say=show.say) as attached,
+        show.progress("replay") as bar,
+    ):
+        report = replay_dead_letters(attached.settings, choice, dry_run=dry_run, progress=bar)
+    if json_:
+        show.as_json(report.as_json())
+    else:
+        rows = report.as_json()
+        refused = rows.pop("first_refused")
+        show.facts(rows)
+        print()
+        show.table(refused, ["topic", "partition", "offset", "reason", "detail"], "nothing was refused")
+    if report.unknown:
+        raise NotFound(f"no dead letter of {', '.join(report.unknown)}")
+
+
+def _position(command: str, word: str) -> "Position":
+    from app.events.dead_letters import position_of
+
+    found = position_of(word.encode())
+    if found is None:
+        raise SettingsError(command, "TOPIC/PARTITION/OFFSET", word, "for example events/3/1207")
+    return found
 
 
 def users_show(

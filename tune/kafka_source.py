@@ -23,6 +23,7 @@ from app.events.schema import EVENTS
 from app.settings import Settings
 
 HASHES = ("identity_1", "identity_2")
+_BLOCK_BYTES = 96_000_000  # a block is sent on then; below Ray Data's own 128 MB, at which it would cut
 _BYTES_PER_ROW = 300  # what an event takes as columns, for Ray Data's first guess
 
 
@@ -64,15 +65,17 @@ class KafkaRanges(Datasource):
 
 
 def read_blocks(settings: Settings, cuts: Sequence[OffsetRange]) -> Iterable[pa.Table]:
-    """One block a range (what a read task runs)."""
+    """One block a range, or several of bounded size (what a read task runs)."""
     pa.set_cpu_count(1)
     consumer = range_consumer(settings.kafka)
     try:
         for cut in cuts:
-            tables = [
-                _block(cut.topic, decode_topic(cut.topic, records, settings.events))
-                for records in read_range(consumer, cut)
-            ]
+            tables: list[pa.Table] = []
+            for records in read_range(consumer, cut):
+                tables.append(_block(cut.topic, decode_topic(cut.topic, records, settings.events)))
+                if sum(table.nbytes for table in tables) >= _BLOCK_BYTES:
+                    yield pa.concat_tables(tables)
+                    tables = []
             if tables:
                 yield pa.concat_tables(tables)
     finally:

@@ -91,6 +91,7 @@ _QUOTE = ord('"')
 _BATCH_ROWS = 50_000
 _BLOCK_BYTES = 65_536  # what the parser reads at a time: larger ones leave the processor's cache
 _BATCH_BYTES = 64_000_000
+_ROWS_JUDGED = 2_000  # as Python objects, one by one, at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +142,15 @@ def _decode_batch(topic: str, records: pa.Table, settings: EventSettings) -> Dec
     fast = fast.filter(pa.array(vouched)) if not vouched.all() else fast
     if not len(doubtful):
         return Decoded(fast, REJECTED.empty_table())
-    accepted, places, rejected = judge_rows(topic, records.take(doubtful), settings)
-    order = np.argsort(np.concatenate([candidates[vouched], doubtful[places]]), kind="stable")
-    slow = pa.Table.from_pylist(accepted, EVENT_COLUMNS)
-    return Decoded(pa.concat_tables([fast, slow]).take(order), pa.Table.from_pylist(rejected, REJECTED))
+    accepted, rejected, order = [fast], [REJECTED.empty_table()], [candidates[vouched]]
+    for start in range(0, len(doubtful), _ROWS_JUDGED):
+        rows = doubtful[start : start + _ROWS_JUDGED]
+        good, places, bad = judge_rows(topic, records.take(rows), settings)
+        accepted.append(pa.Table.from_pylist(good, EVENT_COLUMNS))
+        rejected.append(pa.Table.from_pylist(bad, REJECTED))
+        order.append(rows[places])
+    kept = np.argsort(np.concatenate(order), kind="stable")
+    return Decoded(pa.concat_tables(accepted).take(kept), pa.concat_tables(rejected))
 
 
 def _object_shaped(values: pa.BinaryArray) -> NDArray[np.int64]:

@@ -1,14 +1,13 @@
-"""What could not be read, and why: the topic `events.dlq`, written by ingest alone."""
+"""What could not be read, and why: the topic `events.dlq`, written by ingest; `manta dlq replay` notes what it sent."""
 
 import base64
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import pyarrow as pa
 
-from app.events.producer import EventProducer
 from app.events.ranges import OffsetRange, TopicBounds
 from app.events.reader import range_consumer, read_range
 from app.events.schema import DLQ, SCHEMA_VERSION, format_time
@@ -17,7 +16,28 @@ from app.settings import KafkaSettings
 
 # A dead letter must fit into a message itself; of anything longer the beginning is kept.
 _MAX_RAW = 600_000
-_DELIVERY_S = 60.0
+# Before the position in the key of a note that a dead letter was sent back to its topic.
+_REPLAYED = b"replayed:"
+
+
+class Position(NamedTuple):
+    """Where a message stood: the name of its dead letter."""
+
+    topic: str
+    partition: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}/{self.offset}"
+
+
+def position_of(key: bytes) -> Position | None:
+    """The position that a key of `events.dlq` names; None: it is no dead letter's (a note, or another's message)."""
+    topic, _, rest = key.partition(b"/")
+    partition, _, offset = rest.partition(b"/")
+    if key.startswith(_REPLAYED) or not (partition.isdigit() and offset.isdigit()):
+        return None
+    return Position(topic.decode("utf-8", "replace"), int(partition), int(offset))
 
 
 def dead_letter_messages(rejected: pa.Table) -> Iterator[tuple[bytes, bytes]]:
@@ -29,11 +49,10 @@ def dead_letter_messages(rejected: pa.Table) -> Iterator[tuple[bytes, bytes]]:
     rows = (row for batch in rejected.to_batches(max_chunksize=1000) for row in batch.to_pylist())
     for row in rows:
         raw: bytes = row["raw"] or b""
+        position = Position(row["topic"], row["partition"], row["offset"])
         letter = {
             "schema_version": SCHEMA_VERSION,
-            "topic": row["topic"],
-            "partition": row["partition"],
-            "offset": row["offset"],
+            **position._asdict(),
             "reason": row["reason"],
             "detail": row["detail"],
             "time": format_time(row["record_time"] * 1000),
@@ -41,93 +60,83 @@ def dead_letter_messages(rejected: pa.Table) -> Iterator[tuple[bytes, bytes]]:
             "raw": base64.b64encode(raw[:_MAX_RAW]).decode(),
             "raw_bytes": len(raw),
         }
-        yield f"{row['topic']}/{row['partition']}/{row['offset']}".encode(), orjson.dumps(letter)
+        yield str(position).encode(), orjson.dumps(letter)
+
+
+def replay_note(position: Position, moment: str) -> tuple[bytes, bytes]:
+    """(key, value) for `events.dlq`: this dead letter stands in its topic again since `moment` (RFC 3339)."""
+    note = {"schema_version": SCHEMA_VERSION, **position._asdict(), "replayed": moment}
+    return _REPLAYED + str(position).encode(), orjson.dumps(note)
 
 
 def read_dead_letters(settings: KafkaSettings) -> Iterator[dict[str, Any]]:
     """Every dead letter once, in the order of the topic; `raw` and `key` are base64.
 
+    `replayed` is added: when it was last sent back to its topic, None where it waits.
+
     Raises:
         BrokerUnavailable: the broker cannot be reached.
     """
+    held = bounds(settings, [DLQ])[DLQ]
+    replayed: dict[bytes, str] = {}
+    for key, value in dlq_messages(settings, held):
+        if key.startswith(_REPLAYED) and value:
+            replayed[key.removeprefix(_REPLAYED)] = orjson.loads(value)["replayed"]
     seen: set[bytes] = set()
-    for key, value in _messages(settings, bounds(settings, [DLQ])[DLQ], {}):
-        if key not in seen and value:
+    for key, value in dlq_messages(settings, held):
+        if value and key not in seen and position_of(key) is not None:
             seen.add(key)
-            yield orjson.loads(value)
+            yield {**orjson.loads(value), "replayed": replayed.get(key)}
 
 
-def _messages(
-    settings: KafkaSettings, held: TopicBounds, after: Mapping[int, int]
+def dlq_messages(
+    settings: KafkaSettings, held: TopicBounds, after: Mapping[int, int] | None = None
 ) -> Iterator[tuple[bytes, bytes | None]]:
+    """(key, value) of what `events.dlq` holds, from the offsets `after` on; a key of None is given as b""."""
     consumer = range_consumer(settings)
     try:
         for partition, end in sorted(held.end.items()):
-            start = max(held.first[partition], min(after.get(partition, 0), end))
+            start = max(held.first[partition], min((after or {}).get(partition, 0), end))
             for table in read_range(consumer, OffsetRange(DLQ, partition, start, end)):
-                yield from zip(table["key"].to_pylist(), table["value"].to_pylist(), strict=True)
+                for batch in table.to_batches(max_chunksize=1000):
+                    keys = (key or b"" for key in batch["key"].to_pylist())
+                    yield from zip(keys, batch["value"].to_pylist(), strict=True)
     finally:
         consumer.close()
 
 
-class DeadLetterBox:
-    """Where ingest puts what it refuses: each source position once, though a killed ingest reads it again."""
-
-    def __init__(self, settings: KafkaSettings) -> None:
-        self._settings = settings
-        self._producer: EventProducer | None = None
-
-    def put(self, rejected: pa.Table, topic_id: str, after: Mapping[int, int]) -> tuple[str, dict[int, int]]:
-        """Sends the dead letters that are not in the topic yet and waits until they are acknowledged.
-
-        Args:
-            rejected: `columns.REJECTED`.
-            topic_id: id of `events.dlq` when `after` was found.
-            after: partition to the offset of `events.dlq` before which no letter can be of these messages.
-
-        Returns:
-            (topic id, such offsets for the next time).
-
-        Raises:
-            BrokerUnavailable: the broker cannot be reached or does not acknowledge.
-        """
-        held = bounds(self._settings, [DLQ])[DLQ]
-        known = after if held.topic_id == topic_id else {}
-        there = {key for key, _ in _messages(self._settings, held, known)}
-        if self._producer is None:
-            self._producer = EventProducer(self._settings, delivery_timeout_s=_DELIVERY_S, linger_ms=20)
-        letters = (letter for letter in dead_letter_messages(rejected) if letter[0] not in there)
-        self._producer.send_blocking(DLQ, letters)
-        return held.topic_id, dict(held.end)
-
-    def close(self) -> None:
-        if self._producer is not None:
-            self._producer.close()
-
-
 def list_dead_letters(settings: KafkaSettings, limit: int = 100) -> dict[str, Any]:
-    """`{"total", "by_reason", "messages": [{topic, partition, offset, reason, time, detail}]}`, the first `limit`.
+    """`{"total", "by_reason", "replayed", "messages": [{topic, partition, offset, reason, time, detail}]}`.
+
+    Those that wait, the first `limit` of them in full; `replayed` counts those that stand in their topic again.
 
     Raises:
         BrokerUnavailable: the broker cannot be reached.
     """
     reasons: Counter[str] = Counter()
+    replayed = 0
     messages: list[dict[str, Any]] = []
     for letter in read_dead_letters(settings):
+        if letter["replayed"] is not None:
+            replayed += 1
+            continue
         reasons[letter["reason"]] += 1
         if len(messages) < limit:
             names = ("topic", "partition", "offset", "reason", "time", "detail")
             messages.append({name: letter.get(name) for name in names})
-    return {"total": reasons.total(), "by_reason": dict(reasons.most_common()), "messages": messages}
+    counts = {"total": reasons.total(), "by_reason": dict(reasons.most_common()), "replayed": replayed}
+    return {**counts, "messages": messages}
 
 
-def show_dead_letter(settings: KafkaSettings, topic: str, partition: int, offset: int) -> dict[str, Any] | None:
+def show_dead_letter(settings: KafkaSettings, wanted: Position) -> dict[str, Any] | None:
     """The whole dead letter of one source position; None: there is none.
 
     Raises:
         BrokerUnavailable: the broker cannot be reached.
     """
-    for letter in read_dead_letters(settings):
-        if (letter["topic"], letter["partition"], letter["offset"]) == (topic, partition, offset):
-            return letter
-    return None
+    return next((one for one in read_dead_letters(settings) if position_in(one) == wanted), None)
+
+
+def position_in(letter: Mapping[str, Any]) -> Position:
+    """The source position that a dead letter names."""
+    return Position(letter["topic"], letter["partition"], letter["offset"])

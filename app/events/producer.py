@@ -29,6 +29,7 @@ class EventProducer:
         max_optional: messages of `try_send` that may wait for the broker; beyond, they are dropped and counted.
         delivery_timeout_s: after this an unacknowledged message has failed; default `kafka.delivery_timeout_s`.
         linger_ms: how long a batch is gathered; default `kafka.linger_ms`.
+        buffer_bytes: of messages that wait for the broker; beyond, `send` and `try_send` refuse, `send_blocking` waits.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class EventProducer:
         max_optional: int = 50_000,
         delivery_timeout_s: float | None = None,
         linger_ms: float | None = None,
+        buffer_bytes: int = 268_000_000,
     ) -> None:
         self._address = bootstrap_servers(settings)
         self._max_in_flight = settings.max_in_flight_events
@@ -52,7 +54,7 @@ class EventProducer:
             message__max__bytes=_MAX_MESSAGE_BYTES,
             batch__size=1_000_000,
             queue__buffering__max__messages=2 * (self._max_in_flight + max_optional),
-            queue__buffering__max__kbytes=262_144,
+            queue__buffering__max__kbytes=buffer_bytes // 1024,
             error_cb=self._on_error,
         )
         self.in_flight = 0
@@ -130,10 +132,9 @@ class EventProducer:
         bulk = _Bulk()
         sent = 0
         for key, value in messages:
-            while sent - bulk.done >= self._max_in_flight:
+            while sent - bulk.done >= self._max_in_flight or not self._offer(topic, key, value, bulk.acknowledge):
                 bulk.raise_failure()
                 time.sleep(0.001)
-            self._produce(topic, key, value, bulk.acknowledge)
             sent += 1
             if sent % 10_000 == 0:
                 bulk.raise_failure()
@@ -167,6 +168,11 @@ class EventProducer:
             self._producer.poll(_POLL_S)
 
     def _produce(self, topic: str, key: bytes, value: bytes | None, done: Callable[[Any, Message], None]) -> None:
+        if not self._offer(topic, key, value, done):
+            raise BrokerUnavailable(f"Kafka at {self._address} cannot keep up: the send buffer is full")
+
+    def _offer(self, topic: str, key: bytes, value: bytes | None, done: Callable[[Any, Message], None]) -> bool:
+        """Hands a message to librdkafka; False: its buffer is full."""
         if self._closed:
             raise BrokerUnavailable("the producer is closed")
         if self._fatal:
@@ -174,9 +180,10 @@ class EventProducer:
         try:
             self._producer.produce(topic, value, key, on_delivery=done)
         except BufferError:
-            raise BrokerUnavailable(f"Kafka at {self._address} cannot keep up: the send buffer is full") from None
+            return False
         except KafkaException as error:
             raise BrokerUnavailable(f"Kafka at {self._address}: {error.args[0].str()}") from None
+        return True
 
     def _renew(self) -> None:
         """An idempotent producer never sends again after a fatal error (its broker forgot it): a new one does."""

@@ -18,7 +18,7 @@ from app.settings import KafkaSettings
 
 _BATCH = 10_000
 _SLAB_ROWS = 50_000
-_SLAB_BYTES = 32_000_000
+_SLAB_BYTES = 16_000_000
 _STALL_S = 60.0
 _SECOND = itemgetter(1)
 

@@ -14,15 +14,16 @@ from pyiceberg.exceptions import CommitFailedException
 
 from app.errors import MantaError
 from app.events.blocks import Reader, ReadFailed
-from app.events.dead_letters import DeadLetterBox
 from app.events.decode import TABLES
 from app.events.entities import ID_FIELDS, latest_versions
 from app.events.identity import Hashes, SeenEvents
-from app.events.ranges import Gap, OffsetRange, chunks, plan
+from app.events.letter_box import DeadLetterBox
+from app.events.ranges import OffsetRange, chunks
 from app.events.schema import DLQ, EVENTS, IMPRESSIONS, ITEMS, USERS
 from app.events.topics import bounds
 from app.faults import reach
-from app.lake.commit import TopicOffsets, append, gap_record, replace
+from app.lake.commit import TopicOffsets, append, replace
+from app.lake.gaps import plan_from
 from app.lake.identities import accepted_events
 from app.lake.snapshot import Snapshot, snapshot, snapshot_of
 from app.lake.tables import Lake
@@ -132,7 +133,7 @@ class IngestJob:
         now = snapshot(self._lake, topic)
         held = bounds(self._settings.kafka, [topic])[topic]
         stood = now.progress.topics.get(topic, TopicOffsets("", {}))
-        ranges, gaps = plan(held, stood.topic_id, stood.next, accept_gap=self._accept_gap, compacted=topic in ID_FIELDS)
+        ranges, gaps = plan_from(now, held, self._settings.kafka, accept_gap=self._accept_gap)
         target = TopicOffsets(held.topic_id, {cut.partition: cut.start for cut in ranges})
         todo = sum(len(cut) for cut in ranges)
         self.report.offsets[topic] = target.next
@@ -143,20 +144,26 @@ class IngestJob:
         plans = chunks(ranges, chunk_rows=self._settings.ingest.chunk_rows, task_rows=self._settings.ingest.task_rows)
         for chunk in plans:
             target = TopicOffsets(held.topic_id, target.next | {cut.partition: cut.end for cut in chunk})
-            accepted, rejected, doubled = self._read(topic, chunk, now, (done, todo))
-            now = self._commit(topic, now, target, accepted, rejected, gaps, doubled)
+            self._begin_letters(now)
+            accepted, doubled = self._read(topic, chunk, now, (done, todo))
+            now = self._commit(topic, now, target, accepted, gaps, doubled)
             self._forget()
             gaps = []
             done += sum(len(cut) for cut in chunk)
         if gaps or not todo:
-            self._commit(topic, now, target, TABLES[topic].empty_table(), None, gaps, 0)
+            self._begin_letters(now)
+            self._commit(topic, now, target, TABLES[topic].empty_table(), gaps, 0)
+
+    def _begin_letters(self, now: Snapshot) -> None:
+        before = now.progress.topics.get(DLQ, TopicOffsets("", {}))
+        self._letters.begin(before.topic_id, before.next)
 
     def _read(
         self, topic: str, chunk: list[OffsetRange], now: Snapshot, place: tuple[int, int]
-    ) -> tuple[pa.Table, pa.Table | None, int]:
-        """(rows to commit, messages refused, duplicates left out) of one chunk."""
+    ) -> tuple[pa.Table, int]:
+        """(rows to commit, duplicates left out) of one chunk; what is refused goes to the dead letters as it comes."""
         done, todo = place
-        accepted, rejected, doubled = [TABLES[topic].empty_table()], [], 0
+        accepted, doubled = [TABLES[topic].empty_table()], 0
         for block in self._read_chunk(self._settings, chunk):
             reach("ingest:read")
             fresh, refused = block.decoded.events, block.decoded.rejected
@@ -166,11 +173,10 @@ class IngestJob:
                 doubled += len(fresh) - len(kept)
                 fresh = kept
             accepted.append(fresh)
-            if len(refused):
-                rejected.append(refused)
+            self._letters.add(refused)
             if self._progress is not None:
                 self._progress(topic, min(done, todo), todo)
-        return pa.concat_tables(accepted), pa.concat_tables(rejected) if rejected else None, doubled
+        return pa.concat_tables(accepted), doubled
 
     def _fresh(self, events: pa.Table, hashes: Hashes, now: Snapshot) -> pa.Table:
         """The events that do not count yet."""
@@ -207,16 +213,12 @@ class IngestJob:
         now: Snapshot,
         target: TopicOffsets,
         accepted: pa.Table,
-        rejected: pa.Table | None,
-        gaps: list[Gap],
+        gaps: list[dict[str, Any]],
         doubled: int,
     ) -> Snapshot:
-        recorded = [gap_record(gap.topic, gap.partition, gap.start, gap.end, gap.reason) for gap in gaps]
-        progress = now.progress.moved(topic, target, recorded)
-        if rejected is not None:
-            before = progress.topics.get(DLQ, TopicOffsets("", {}))
-            progress = progress.moved(DLQ, TopicOffsets(*self._letters.put(rejected, before.topic_id, before.next)))
-            reach("ingest:dead_letters")
+        progress = now.progress.moved(topic, target, gaps)
+        if (began := self._letters.finish()) is not None:
+            progress = progress.moved(DLQ, TopicOffsets(*began))
         if topic in ID_FIELDS:
             if len(accepted):
                 replace(now.source, latest_versions(topic, now.read(), accepted), progress)
@@ -225,7 +227,7 @@ class IngestJob:
         else:
             append(now.source, accepted, progress, max_open_partitions=self._settings.lake.max_open_partitions)
         reach("ingest:committed")
-        self._count(topic, target, accepted, rejected, recorded, doubled)
+        self._count(topic, target, accepted, gaps, doubled)
         # Not the table as it stands by now: only what this very commit left behind is read on from
         return snapshot_of(topic, now.source)
 
@@ -234,7 +236,6 @@ class IngestJob:
         topic: str,
         target: TopicOffsets,
         accepted: pa.Table,
-        rejected: pa.Table | None,
         gaps: list[dict[str, Any]],
         doubled: int,
     ) -> None:
@@ -244,5 +245,4 @@ class IngestJob:
         report.commits += 1
         report.gaps += gaps
         report.offsets[topic] = dict(target.next)
-        if rejected is not None:
-            report.dead_letters.update(rejected["reason"].to_pylist())
+        report.dead_letters.update(self._letters.reasons)

@@ -13,11 +13,19 @@ from app.settings import load_settings
 def main(home: Path) -> None:
     settings = load_settings(home / "manta.yaml")
     job = IngestJob(settings, open_lake(settings, home), read_here)
+    before = memory("VmRSS")
     try:
         job.take_all()
     finally:
         job.close()
-    print(json.dumps({"rows": dict(job.report.rows), "lost_commits": job.report.lost_commits}))
+    report = {"rows": dict(job.report.rows), "lost_commits": job.report.lost_commits}
+    print(json.dumps(report | {"dead_letters": job.report.dead_letters, "grown_bytes": memory("VmHWM") - before}))
+
+
+def memory(name: str) -> int:
+    """Resident bytes of this process: `VmRSS` now, `VmHWM` at most so far."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Named errors. Each says what was being done, what was found and what was wanted."""
 
+from typing import Any
+
 
 class MantaError(Exception):
     """Base of every error that a user of Manta should read as one clear line."""
@@ -18,14 +20,48 @@ class SettingsError(MantaError):
 
 
 class GapError(MantaError):
-    """Offsets that should be read next are no longer (or not yet) in the topic."""
+    """Offsets that should be read next are no longer (or not yet) in the topic.
 
-    def __init__(self, topic: str, partition: int, wanted: int, first: int, end: int, reason: str) -> None:
-        super().__init__(
-            f"topic {topic}, partition {partition}: offset {wanted} should be read next, but the log holds "
-            f"{first} to {end} ({reason}); nothing was committed. --accept-gap records the gap and goes on"
+    Attributes:
+        gap: what is missing (`app.events.ranges.Gap`).
+        wanted: the offset that should be read next.
+        first: the lowest that is there.
+        end: the offset after the last that is there.
+        others: further partitions of the topic with a gap.
+        after, before: between which times the missing messages arrived, as far as that is known.
+    """
+
+    def __init__(
+        self,
+        gap: Any,
+        wanted: int,
+        first: int,
+        end: int,
+        others: int = 0,
+        times: tuple[str | None, str | None] = (None, None),
+    ) -> None:
+        self.gap, self.wanted, self.first, self.end, self.others = gap, wanted, first, end, others
+        self.topic, self.partition = gap.topic, gap.partition
+        self.after, self.before = times
+        super().__init__(self._text())
+
+    def between(self, after: str | None, before: str | None) -> "GapError":
+        """The same with the times (RFC 3339)."""
+        return GapError(self.gap, self.wanted, self.first, self.end, self.others, (after, before))
+
+    def _text(self) -> str:
+        missing = "what followed is missing"
+        if self.gap.end > self.gap.start:
+            missing = f"{self.gap.start} to {self.gap.end - 1} are missing"
+        times = [f"{word} {time}" for word, time in (("after", self.after), ("before", self.before)) if time]
+        arrived = f", which arrived {' and '.join(times)}" if times else ""
+        held = f"the log holds {self.first} to {self.end - 1}" if self.end > self.first else "the log is empty"
+        more = f"; {self.others} more partitions have gaps" if self.others else ""
+        return (
+            f"topic {self.topic}, partition {self.partition}: offset {self.wanted} should be read next, but {held}: "
+            f"{missing}{arrived} ({self.gap.reason}){more}; nothing was committed. "
+            "--accept-gap records the gap and goes on"
         )
-        self.topic, self.partition, self.wanted, self.first, self.end = topic, partition, wanted, first, end
 
 
 class BrokerUnavailable(MantaError):

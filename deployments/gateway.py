@@ -32,6 +32,7 @@ from deployments.metric_files import exposition, keep_in_files
 from deployments.metrics import GatewayMetrics
 from deployments.nodes import OtherNodes
 from deployments.positions import Positions
+from deployments.retention import RetentionFile
 from deployments.stages import RemoteStages
 from deployments.state_writer import ensure_state_writers
 from deployments.threads import cap_threads
@@ -78,6 +79,7 @@ class Gateway:
         self._metrics_folder = self._home / "metrics"
         keep_in_files(self._metrics_folder, name)
         self._metrics = GatewayMetrics(name)
+        self._retention = RetentionFile(self._home)
         self._state = StateReplica.of_home(self._home, name)
         self._follower = Follower(self._state, timeout_s=settings.state.catch_up_timeout_s, moved=self._moved)
         self._producer = EventProducer(settings.kafka, max_optional=settings.serve.impressions_buffer)
@@ -362,6 +364,8 @@ class Gateway:
         for name, value in figures.items():
             self._metrics.figure(name, value)
         self._metrics.dropped(self._dropped())
+        if (measured := self._retention.changed()) is not None:
+            self._metrics.retention(measured["readers"])
 
     def _dropped(self) -> int:
         """Impressions so far: never handed to the producer, or not taken or not delivered by it."""

@@ -1,6 +1,8 @@
 """What a gateway replica counts; where the counts live: `deployments.metric_files`."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -64,6 +66,20 @@ class GatewayMetrics:
             multiprocess_mode="livemax",
             registry=registry,
         )
+        self._retention = Gauge(
+            "manta_retention_hours",
+            "Hours until the topic's retention (by time, by bytes) deletes what the reader has not read.",
+            ("reader", "topic", "limit"),
+            multiprocess_mode="livemin",
+            registry=registry,
+        )
+        self._unread = Gauge(
+            "manta_unread_messages",
+            "Offsets that the reader is behind the topic, as of the last measurement of retention.",
+            ("reader", "topic"),
+            multiprocess_mode="livemin",
+            registry=registry,
+        )
         self._children: dict[tuple[str, ...], Counter] = {}
         self._observers: dict[tuple[object, ...], Callable[[float], None]] = {}
         self._shown: dict[str, str] = {}
@@ -113,6 +129,14 @@ class GatewayMetrics:
     def figure(self, name: str, value: float) -> None:
         """Sets a figure of this replica."""
         self._gauges.labels(self._replica, name).set(value)
+
+    def retention(self, readers: Sequence[Mapping[str, Any]]) -> None:
+        """Shows a measurement of `deployments.retention`; without a limit the hours are infinite."""
+        for row in readers:
+            for limit in ("time", "bytes"):
+                hours = row[f"hours_by_{limit}"]
+                self._retention.labels(row["reader"], row["topic"], limit).set(math.inf if hours is None else hours)
+            self._unread.labels(row["reader"], row["topic"]).set(row["unread"])
 
     def live(self, live: dict[str, str]) -> None:
         """Shows what the replica answers from."""

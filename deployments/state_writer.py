@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from app.settings import Settings
 from app.state.writer import StateWriterLoop
 from deployments.cluster import NAMESPACE
+from deployments.retention import RetentionWatch
 
 SUPERVISOR = "manta-state-supervisor"
 WRITER_PREFIX = "manta-state-writer-"
@@ -67,6 +68,7 @@ class StateSupervisor:
         """Begins to keep them."""
         self._settings, self._home = settings, home
         self._writers: dict[str, ActorHandle] = {}
+        self._retention = RetentionWatch(settings, Path(home))
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="state-supervisor", daemon=True)
         self._thread.start()
@@ -99,6 +101,7 @@ class StateSupervisor:
     def stop(self) -> None:
         """Ends all writers, and keeps none any more."""
         self._stopped.set()
+        self._retention.stop()
         self._thread.join()
         for writer in self._writers.values():
             with contextlib.suppress(RayActorError, GetTimeoutError):

@@ -10,8 +10,10 @@ from typing import Any
 import psutil
 
 from app.errors import MantaError
+from app.settings import Settings
 from app.state.layout import StatePaths
 from app.state.position import Position
+from deployments import retention
 from deployments.environment import token_path
 from deployments.processes import Process
 from deployments.run import Run, read
@@ -27,18 +29,20 @@ _REPLICAS = ("gateway", "retriever", "ranker")
 _CPU_SAMPLE_S = 0.1
 
 
-def status(home: Path, surfaces: list[dict[str, Any]], kafka: str) -> dict[str, Any]:
+def status(home: Path, surfaces: list[dict[str, Any]], settings: Settings) -> dict[str, Any]:
     """The document of `manta status --json`.
 
     Args:
         home: The home.
         surfaces: What is live, as the registry says.
-        kafka: The broker that the settings name, shown while nothing runs.
+        settings: They name the broker that is shown while nothing runs.
     """
     run = read(home)
     if run is None or not run.alive():
-        nothing: dict[str, Any] = {"state": "down", "endpoint": None, "dashboard": None, "kafka": kafka or None}
-        return {**nothing, "home": str(home), "surfaces": surfaces, "lag": {}, "processes": []}
+        kafka = settings.kafka.bootstrap_servers or None
+        nothing: dict[str, Any] = {"state": "down", "endpoint": None, "dashboard": None, "kafka": kafka}
+        left = {"lag": {}, "retention": retention.current(settings, home, up=False), "processes": []}
+        return {**nothing, "home": str(home), "surfaces": surfaces, **left}
     return {
         "state": run.state,
         "endpoint": run.endpoint,
@@ -47,6 +51,7 @@ def status(home: Path, surfaces: list[dict[str, Any]], kafka: str) -> dict[str, 
         "home": str(home),
         "surfaces": surfaces,
         "lag": lag(home),
+        "retention": retention.read(home),
         "processes": processes(run),
     }
 

@@ -52,8 +52,7 @@ def up(port: Port = None, json_: show.JsonFlag = False) -> None:
             else:
                 launch(attached.settings, attached.run)
                 cluster.mark_up(attached.run, stays=True)
-        run = running(session.home)
-    _report(session, run, json_)
+    _report(session, json_)
 
 
 def serve(port: Port = None) -> None:
@@ -108,7 +107,7 @@ def down(json_: show.JsonFlag = False) -> None:
 def status(json_: show.JsonFlag = False) -> None:
     """Says what runs: state, addresses, what is live, how far the state is behind, processes."""
     session = open_session()
-    _report(session, running(session.home), json_)
+    _report(session, json_)
 
 
 def env(json_: show.JsonFlag = False) -> None:
@@ -151,9 +150,8 @@ def _require_endpoint_port(session: Session, run: Run | None) -> None:
         require_free(session.settings.http.port, session.settings.http.host, "the endpoint")
 
 
-def _report(session: Session, run: Run | None, json_: bool) -> None:
-    kafka = run.kafka if run is not None else session.settings.kafka.bootstrap_servers
-    document = system_status(session.home, _surfaces(session), kafka)
+def _report(session: Session, json_: bool) -> None:
+    document = system_status(session.home, _surfaces(session), session.settings)
     if json_:
         show.as_json(document)
         return
@@ -161,8 +159,19 @@ def _report(session: Session, run: Run | None, json_: bool) -> None:
     print()
     show.table(document["surfaces"], ["surface", "bundle"], "no surfaces")
     print()
+    _show_retention(document["retention"])
     rows = [{**row, "rss_mb": round(row["rss_bytes"] / 1e6)} for row in document["processes"]]
     show.table(rows, ["role", "name", "pid", "restarts", "cpu_percent", "rss_mb"], "no processes")
+
+
+def _show_retention(measured: dict[str, Any]) -> None:
+    """What each reader has left before retention reaches it, and which of them is an alarm."""
+    readers = measured.get("readers", [])
+    if not readers:
+        return
+    columns = ["reader", "topic", "partition", "unread", "hours_by_time", "hours_by_bytes", "alarm"]
+    show.table([{**row, "alarm": "ALARM" if row["alarm"] else ""} for row in readers], columns, "")
+    print()
 
 
 def _surfaces(session: Session) -> list[dict[str, Any]]:

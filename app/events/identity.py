@@ -5,6 +5,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from app.events.schema import EVENTS
+
 Hashes = NDArray[np.uint64]
 
 _PRIME_A, _PRIME_B = np.uint64(0x9E3779B185EBCA87), np.uint64(0xC2B2AE3D27D4EB4F)
@@ -20,6 +22,23 @@ def identity_hashes(user_id: pa.ChunkedArray, session_id: pa.ChunkedArray, event
         first = _mix(owner[:, 0] * _PRIME_A ^ event[:, 0], _PRIME_B, _SHIFT_A)
         second = _mix(owner[:, 1] * _PRIME_B ^ event[:, 1], _PRIME_A, _SHIFT_B)
     return np.stack([first, second], axis=1)
+
+
+def named_by_place(events: pa.Table) -> NDArray[np.bool_]:
+    """bool (n,): events that came without an id and are named `topic/partition/offset`.
+
+    Nothing else is the same as one of them: at its place in a topic that was made anew stands another event.
+    """
+    names = events["event_id"]
+    likely: NDArray[np.bool_] = pc.fill_null(pc.starts_with(names, f"{EVENTS}/"), False).to_numpy()
+    if not likely.any():
+        return likely
+    some = events.select(["event_id", "partition", "offset"]).filter(pa.array(likely))
+    texts = [pc.cast(some[column], pa.string()) for column in ("partition", "offset")]
+    places = pc.binary_join_element_wise(EVENTS, *texts, "/")
+    found = np.zeros(len(events), bool)
+    found[likely] = pc.equal(pc.cast(some["event_id"], pa.string()), places).to_numpy()
+    return found
 
 
 def _text_hashes(column: pa.ChunkedArray) -> Hashes:

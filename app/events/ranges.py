@@ -67,6 +67,7 @@ def plan(
     """
     ranges: list[OffsetRange] = []
     gaps: list[Gap] = []
+    wanted: list[int] = []
     anew = bool(topic_id and held.topic_id and topic_id != held.topic_id)
     for partition in sorted(held.end):
         first, end = held.first[partition], held.end[partition]
@@ -75,11 +76,13 @@ def plan(
         if gap is not None and compacted and not anew and start < first:
             gap, start = None, first
         if gap is not None:
-            if not accept_gap:
-                raise GapError(held.topic, partition, start, first, end, gap.reason)
             gaps.append(gap)
+            wanted.append(start)
             start = first if anew or start < first else end
         ranges.append(OffsetRange(held.topic, partition, start, end))
+    if gaps and not accept_gap:
+        part = gaps[0].partition
+        raise GapError(gaps[0], wanted[0], held.first[part], held.end[part], len(gaps) - 1)
     return ranges, gaps
 
 

@@ -5,12 +5,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from kafka import TopicPartition
-from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, OffsetSpec
+from kafka.admin import KafkaAdminClient, OffsetSpec
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 from kafka.protocol.consumer import IsolationLevel
 
-from app.errors import BrokerUnavailable, MantaError
+from app.errors import BrokerUnavailable
 from app.events.connection import admin_config, bootstrap_servers
+from app.events.limits import complaints, refuse_compaction, topic_limits
 from app.events.ranges import TopicBounds
 from app.events.schema import COMPACTED, DLQ, EVENTS, IMPRESSIONS, ITEMS, PUBLISHED, USERS
 from app.settings import KafkaSettings
@@ -19,6 +20,10 @@ ALL_TOPICS = (EVENTS, ITEMS, USERS, IMPRESSIONS, DLQ, PUBLISHED)
 # The rooms for messages that no partition count needs to spread.
 _ONE_PARTITION = frozenset({DLQ, PUBLISHED})
 _UNKNOWN_TOPIC = 3
+# What lake and state read.
+_LEARNED = (EVENTS, ITEMS, USERS, IMPRESSIONS)
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -44,6 +49,8 @@ def administration(settings: KafkaSettings) -> Iterator[KafkaAdminClient]:
 def ensure_topics(settings: KafkaSettings, topics: Iterable[str] = ALL_TOPICS) -> list[str]:
     """Creates the topics that are missing (`items`, `users` compacted; nothing retained less than the broker does).
 
+    What the topics that were there keep is checked, and said where it is not enough.
+
     Returns:
         The topics made now.
 
@@ -65,7 +72,10 @@ def ensure_topics(settings: KafkaSettings, topics: Iterable[str] = ALL_TOPICS) -
                 continue
         if missing:
             admin.wait_for_topics(missing)
-        _refuse_compaction(admin, [topic for topic in (EVENTS, IMPRESSIONS) if topic in there])
+        limits = topic_limits(admin, [topic for topic in wanted if topic in there and topic in _LEARNED])
+    refuse_compaction(limits)
+    for line in complaints(limits, settings.alarm_h):
+        log.warning(line)
     return missing
 
 
@@ -100,16 +110,3 @@ def _committed_ends(admin: KafkaAdminClient, parts: list[TopicPartition]) -> dic
         wanted, isolation_level=IsolationLevel.READ_COMMITTED
     )
     return found
-
-
-def _refuse_compaction(admin: KafkaAdminClient, topics: list[str]) -> None:
-    if not topics:
-        return
-    asked = [ConfigResource(ConfigResourceType.TOPIC, topic, ["cleanup.policy"]) for topic in topics]
-    for topic, configs in admin.describe_configs(asked)["topic"].items():
-        policy = configs.get("cleanup.policy", {}).get("value") or "delete"
-        if "compact" in policy:
-            raise MantaError(
-                f"topic {topic}: found cleanup.policy={policy}, wanted delete: compaction would silently keep one "
-                "message per user; alter the topic"
-            )

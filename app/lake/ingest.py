@@ -16,7 +16,7 @@ from app.errors import MantaError
 from app.events.blocks import Reader, ReadFailed
 from app.events.decode import TABLES
 from app.events.entities import ID_FIELDS, latest_versions
-from app.events.identity import Hashes, SeenEvents
+from app.events.identity import Hashes, SeenEvents, named_by_place
 from app.events.letter_box import DeadLetterBox
 from app.events.ranges import OffsetRange, chunks
 from app.events.schema import DLQ, EVENTS, IMPRESSIONS, ITEMS, USERS
@@ -185,7 +185,7 @@ class IngestJob:
         times = events["record_time"].cast(pa.int64()).to_numpy() // 1000
         self._arrival = int(times.min())
         seen = self._remember(now, self._arrival)
-        doubled = seen.duplicates(hashes, times)
+        doubled = seen.duplicates(hashes, times) & ~named_by_place(events)
         seen.add(hashes[~doubled], times[~doubled])
         return events.filter(pa.array(~doubled)) if doubled.any() else events
 

@@ -40,7 +40,7 @@ class Measured:
 
     def pids(self, *roles: str) -> list[int]:
         """Processes of these roles now."""
-        found = status(self.home, [], self.settings.kafka.bootstrap_servers)["processes"]
+        found = status(self.home, [], self.settings)["processes"]
         return [int(process["pid"]) for process in found if process["role"] in roles]
 
     def client(self) -> Client:
@@ -152,7 +152,7 @@ def _promote(port: int, bundle: str) -> None:
 
 def _caught_up(home: Path, settings: Settings) -> None:
     end = time.monotonic() + 300
-    while status(home, [], settings.kafka.bootstrap_servers)["lag"].get("state_messages") != 0:
+    while status(home, [], settings)["lag"].get("state_messages") != 0:
         if time.monotonic() > end:
             raise MantaError("bench: the state writer did not catch up within 300 s")
         time.sleep(0.5)

@@ -1,17 +1,12 @@
 """Ingest killed at five points, two at once, holes in the log: the lake has every event exactly once."""
 
-import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import orjson
 import pytest
@@ -19,17 +14,15 @@ from confluent_kafka import Producer
 from kafka import TopicPartition
 
 from app.errors import GapError
-from app.events.blocks import read_here
-from app.events.dead_letters import list_dead_letters, read_dead_letters
+from app.events.dead_letters import list_dead_letters
 from app.events.producer import EventProducer
 from app.events.schema import DLQ, EVENTS, ITEMS
 from app.events.topics import administration, bounds, ensure_topics
-from app.lake.ingest import IngestJob, IngestReport
+from app.lake.ingest import IngestReport
 from app.lake.snapshot import snapshot
-from app.lake.tables import Lake, open_lake
-from app.settings import Settings
 from deployments.cluster import attach
 from scripts import apache_kafka
+from tests.faults.world import World, finished
 from tune.ingest import run_ingest
 
 pytestmark = [pytest.mark.kafka, pytest.mark.faults]
@@ -37,89 +30,13 @@ pytestmark = [pytest.mark.kafka, pytest.mark.faults]
 POINTS = ("planned", "read", "dead_letters", "written", "committed")
 
 
-@dataclass
-class World:
-    """A broker, a Ray, a lake, and what was acknowledged."""
-
-    settings: Settings
-    home: Path
-    ledger: Counter[str] = field(default_factory=Counter)
-    bad: int = 0
-    _made: int = 0
-
-    @property
-    def lake(self) -> Lake:
-        return open_lake(self.settings, self.home)
-
-    def produce(self, count: int, seed: int) -> None:
-        """`count` events, some twice, some rubbish between them."""
-        rnd = random.Random(seed)
-        messages: list[tuple[bytes, bytes]] = []
-        for _ in range(count):
-            self._made += 1
-            user, name = f"u{rnd.randrange(50)}", f"e{self._made}"
-            event = {"user_id": user, "event_id": name, "item_id": "i", "event_type": "click"}
-            event["event_time"] = f"20{rnd.randrange(10, 24)}-01-01T00:00:00Z"
-            copies = 2 if rnd.random() < 0.1 else 1
-            messages += [(user.encode(), orjson.dumps(event))] * copies
-            self.ledger[name] += 1
-            if rnd.random() < 0.05:
-                messages.append((user.encode(), b"rubbish"))
-                self.bad += 1
-        producer = EventProducer(self.settings.kafka, delivery_timeout_s=30)
-        producer.send_blocking(EVENTS, messages)
-        producer.close()
-
-    def ingest(self, fault: str = "") -> subprocess.Popen[str]:
-        """An ingest as a process of its own."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.ingest_child", str(self.home)],
-            env=os.environ | ({"MANTA_FAULT": fault} if fault else {}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def ingest_here(self, *, accept_gap: bool = False) -> IngestReport:
-        """An ingest in this process."""
-        job = IngestJob(self.settings, self.lake, read_here, accept_gap=accept_gap)
-        try:
-            job.take_all()
-        finally:
-            job.close()
-        return job.report
-
-    def check(self) -> None:
-        """Every event once, every bad message once, offsets at the log's end."""
-        now = snapshot(self.lake, EVENTS)
-        found = Counter(now.read(["event_id"])["event_id"].to_pylist())
-        assert found == self.ledger
-        assert now.progress.topics[EVENTS].next == bounds(self.settings.kafka, [EVENTS])[EVENTS].end
-        letters = [(one["topic"], one["partition"], one["offset"]) for one in read_dead_letters(self.settings.kafka)]
-        assert len(letters) == len(set(letters)) == self.bad
-
-
 @pytest.fixture(scope="module")
 def world(kafka_jars: None, tmp_path_factory: pytest.TempPathFactory, short_home: Path) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("kafka")
-    values = {
-        "kafka": {"bootstrap_servers": apache_kafka.start(folder), "partitions": 3},
-        "lake": {"partition": "month", "max_open_partitions": 5},
-        "ingest": {"chunk_rows": 400, "task_rows": 200},
-        "ray": {"num_cpus": 2},
-    }
-    (short_home / "manta.yaml").write_text(json.dumps(values))
-    settings = Settings.model_validate(values)
-    ensure_topics(settings.kafka)
-    yield World(settings, short_home)
+    made = World.of(apache_kafka.start(folder), short_home)
+    ensure_topics(made.settings.kafka)
+    yield made
     apache_kafka.end(folder, signal.SIGKILL)
-
-
-def finished(process: subprocess.Popen[str]) -> dict[str, Any]:
-    out, err = process.communicate(timeout=180)
-    assert process.returncode == 0, err
-    found: dict[str, Any] = json.loads(out)
-    return found
 
 
 def test_killed_at_five_points_and_run_again_every_event_is_there_once(world: World) -> None:

@@ -123,7 +123,7 @@ class Story:
 
     def _serve(self) -> None:
         with self._step("start the endpoint"):
-            launch(self.settings, self.run)
+            launch(self.settings, self.run, hint=False)
         with self._step("promote the bundle"):
             self._promote(str(self._done.get("bundle")))
         with self._step("wait until every surface is ready"):

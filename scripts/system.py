@@ -73,13 +73,16 @@ def serve(port: Port = None) -> None:
         raise MantaError("the system has ended by itself; $MANTA_HOME/logs/ray.log says more")
 
 
-def launch(settings: Settings, run: Run) -> None:
-    """Everything that runs on Ray: topics, state writers, the endpoint; returns once requests can be sent."""
-    _deploy(settings, run.home)
+def launch(settings: Settings, run: Run, *, hint: bool = True) -> None:
+    """Everything that runs on Ray: topics, state writers, the endpoint; returns once requests can be sent.
+
+    With `hint` it says what to do where no bundle is live yet.
+    """
+    _deploy(settings, run.home, hint=hint)
     cluster.wait_for_dashboard(run)
 
 
-def _deploy(settings: Settings, home: Path) -> None:
+def _deploy(settings: Settings, home: Path, *, hint: bool = True) -> None:
     import deployments.without_pandas  # noqa: F401
     from app.events.topics import ensure_topics
     from deployments.build import deploy
@@ -90,7 +93,7 @@ def _deploy(settings: Settings, home: Path) -> None:
     deploy(settings, home)
     live = set(settings.surfaces) <= set(_live(Session(settings, home)))
     _wait_for(cluster.endpoint_of(settings) + ("/readyz" if live else "/healthz"))
-    if not live:
+    if not live and hint:
         show.say("not every surface has a live bundle: `manta sweep FILE.yaml`, then `manta bundles promote ID`")
 
 

@@ -14,6 +14,7 @@ from ray.exceptions import RayError
 from app.api.problems import FieldError, Problem, problem_of
 from app.bundles.registry import BundleRow, Promotion, open_registry, rfc3339
 from app.errors import MantaError
+from app.events.messages import Published
 from app.events.producer import EventProducer
 from app.events.schema import PUBLISHED
 from app.settings import Settings
@@ -93,7 +94,8 @@ class SwapCoordinator:
         try:
             if self._producer is None:
                 self._producer = EventProducer(self._settings.kafka, max_optional=100)
-            self._producer.try_send(PUBLISHED, promotion.bundle.encode(), orjson.dumps(promotion.as_json()))
+            message = Published.model_validate(promotion.as_json())
+            self._producer.try_send(PUBLISHED, promotion.bundle.encode(), orjson.dumps(message.model_dump()))
         except MantaError as error:
             logger.warning("promotion %s is not published: %s", promotion.id, error)
 

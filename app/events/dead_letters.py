@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import orjson
 import pyarrow as pa
 
+from app.events.messages import DeadLetter, ReplayNote
 from app.events.ranges import OffsetRange, TopicBounds
 from app.events.reader import range_consumer, read_range
-from app.events.schema import DLQ, SCHEMA_VERSION, format_time
+from app.events.schema import DLQ, format_time
 from app.events.topics import bounds
 from app.settings import KafkaSettings
 
@@ -50,23 +51,22 @@ def dead_letter_messages(rejected: pa.Table) -> Iterator[tuple[bytes, bytes]]:
     for row in rows:
         raw: bytes = row["raw"] or b""
         position = Position(row["topic"], row["partition"], row["offset"])
-        letter = {
-            "schema_version": SCHEMA_VERSION,
+        letter = DeadLetter(
             **position._asdict(),
-            "reason": row["reason"],
-            "detail": row["detail"],
-            "time": format_time(row["record_time"] * 1000),
-            "key": base64.b64encode(row["key"] or b"").decode(),
-            "raw": base64.b64encode(raw[:_MAX_RAW]).decode(),
-            "raw_bytes": len(raw),
-        }
-        yield str(position).encode(), orjson.dumps(letter)
+            reason=row["reason"],
+            detail=row["detail"],
+            time=format_time(row["record_time"] * 1000),
+            key=base64.b64encode(row["key"] or b"").decode(),
+            raw=base64.b64encode(raw[:_MAX_RAW]).decode(),
+            raw_bytes=len(raw),
+        )
+        yield str(position).encode(), orjson.dumps(letter.model_dump())
 
 
 def replay_note(position: Position, moment: str) -> tuple[bytes, bytes]:
     """(key, value) for `events.dlq`: this dead letter stands in its topic again since `moment` (RFC 3339)."""
-    note = {"schema_version": SCHEMA_VERSION, **position._asdict(), "replayed": moment}
-    return _REPLAYED + str(position).encode(), orjson.dumps(note)
+    note = ReplayNote(**position._asdict(), replayed=moment)
+    return _REPLAYED + str(position).encode(), orjson.dumps(note.model_dump())
 
 
 def read_dead_letters(settings: KafkaSettings) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from app.events.columns import MICROS, REJECTED, Decoded
 from app.events.rows import parse_json, rejection
-from app.events.schema import SCHEMA_VERSION, EventRejected, Impression, parse_time, short
+from app.events.schema import EventRejected, Impression, check_version, parse_time, short
 
 SHOWN = pa.struct(
     [
@@ -55,16 +55,15 @@ def decode_impressions(topic: str, records: pa.Table) -> Decoded:
 
 
 def _validate(raw: object) -> Impression:
+    if isinstance(raw, dict):
+        check_version(raw.get("schema_version"))
     try:
-        impression = Impression.model_validate(raw)
+        return Impression.model_validate(raw)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         found = short(first.get("input"))
         raise EventRejected("range", f"{field}: found {found}, wanted {first['msg']}", field) from None
-    if impression.schema_version > SCHEMA_VERSION:
-        raise EventRejected("version", f"schema_version: found {impression.schema_version}, wanted {SCHEMA_VERSION}")
-    return impression
 
 
 def _row(topic: str, record: dict[str, Any], found: Impression) -> dict[str, Any]:

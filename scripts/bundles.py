@@ -4,6 +4,7 @@ import json
 import time
 import urllib.error
 import urllib.request
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,10 +33,12 @@ class Away(MantaError):
 
 def add_to(app: typer.Typer) -> typer.Typer:
     """Registers the group; the command line adds what needs the offline side."""
-    group = typer.Typer(help="Bundles: list, show, verify, promote, rollback.", no_args_is_help=True)
+    group = typer.Typer(help="Bundles: list, show, verify, promote, rollback, export, import.", no_args_is_help=True)
     group.command("list", epilog="Example: manta bundles list --json")(list_)
     group.command("show", epilog="Example: manta bundles show b-20261121-1")(show_)
     group.command("verify", epilog="Example: manta bundles verify b-20261121-1")(verify)
+    group.command("export", epilog="Example: manta bundles export b-20261121-1 s3://shop/bundles")(export)
+    group.command("import", epilog="Example: manta bundles import s3://shop/bundles/b-20261121-1")(import_)
     app.add_typer(group, name="bundles")
     return group
 
@@ -88,6 +91,39 @@ def verify(
         show.as_json(result)
     else:
         print(f"{manifest.id}: {len(manifest.files)} files are as they were written")
+
+
+def export(
+    bundle: BundleId,
+    to: Annotated[str, typer.Argument(metavar="DIR|ADDRESS", help="It becomes DIR/ID; also s3://…, gs://….")],
+    json_: show.JsonFlag = False,
+) -> None:
+    """Copies a bundle out, for another system to import; verified first."""
+    from app.bundles.transfer import export_bundle
+
+    _say(asdict(export_bundle(_registry().bundle(bundle).folder, to)), json_)
+
+
+def import_(
+    place: Annotated[str, typer.Argument(metavar="FOLDER|ADDRESS", help="The bundle's own folder.")],
+    json_: show.JsonFlag = False,
+) -> None:
+    """Takes a bundle in that another system has exported: verified, registered, not live."""
+    from app.bundles.registry import bundles_folder, open_registry
+    from app.bundles.transfer import import_bundle
+
+    session = open_session()
+    registry = open_registry(session.settings, session.home)
+    found, manifest = import_bundle(place, bundles_folder(session.settings, session.home))
+    registry.register(found.bundle, Path(found.place), manifest.model_dump(mode="json"))
+    _say(asdict(found), json_)
+
+
+def _say(result: dict[str, Any], json_: bool) -> None:
+    if json_:
+        show.as_json(result)
+    else:
+        show.facts(result)
 
 
 def serving(home: Path) -> Run | None:

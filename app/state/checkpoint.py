@@ -15,15 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pyarrow import ArrowException, fs
-
+from app.artifacts import Place, StoreError
 from app.errors import MantaError, StateUnavailable
 from app.settings import Settings
 from app.state.layout import FORMAT, StatePaths, current_generation, database
 from app.state.store import StateStore
 
 MANIFEST = "checkpoint.json"
-_PIECE = 4 << 20
 _PATIENCE_S = 60.0
 
 log = logging.getLogger("manta.state")
@@ -75,12 +73,12 @@ def write_checkpoint(settings: Settings, home: Path) -> CheckpointReport:
     place = settings.state.checkpoints or str(home / "checkpoints")
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     try:
-        system, root = _store(place)
-        files, size = _upload(system, f"{root}/{name}", paths.checkpoint)
-        removed = _held(system, root)[: -settings.state.checkpoints_kept]
+        store = Place.of(place)
+        files, size = _upload(store / name, paths.checkpoint)
+        removed = store.folders_with(MANIFEST)[: -settings.state.checkpoints_kept]
         for older in removed:
-            system.delete_dir(f"{root}/{older}")
-    except (OSError, ArrowException) as error:
+            store.remove(older)
+    except StoreError as error:
         raise MantaError(f"checkpoints at {place}: found {error}, wanted a place that can be written") from None
     finally:
         shutil.rmtree(paths.checkpoint, ignore_errors=True)
@@ -94,18 +92,18 @@ def restore_newest(place: str, target: Path) -> str | None:
     can always be replayed.
     """
     try:
-        system, root = _store(place)
-        names = _held(system, root)
-    except (OSError, ArrowException, MantaError) as error:
+        store = Place.of(place)
+        names = store.folders_with(MANIFEST)
+    except (*StoreError, MantaError) as error:
         log.warning("checkpoints at %s cannot be read, the topics are replayed: %s", place, error)
         return None
     fresh = target.with_suffix(".new")
     for name in reversed(names):
         shutil.rmtree(fresh, ignore_errors=True)
         try:
-            _download(system, f"{root}/{name}", fresh)
+            _download(store / name, fresh)
             fresh.rename(target)
-        except (OSError, ArrowException, ValueError, KeyError, MantaError) as error:
+        except (*StoreError, ValueError, KeyError, MantaError) as error:
             log.warning("checkpoint %s at %s is passed over: %s", name, place, error)
             shutil.rmtree(fresh, ignore_errors=True)
             continue
@@ -142,52 +140,30 @@ def _ask_writer(paths: StatePaths) -> None:
         raise StateUnavailable(f"the state writer made no checkpoint within {_PATIENCE_S:.0f} s; its log says why")
 
 
-def _store(place: str) -> tuple[fs.FileSystem, str]:
-    """The file system and the path of the store."""
-    try:
-        system, root = fs.FileSystem.from_uri(place if "://" in place else str(Path(place).absolute()))
-    except (ArrowException, ValueError) as error:
-        raise MantaError(f"state.checkpoints: found {place!r}, wanted a folder, s3:// or gs:// ({error})") from None
-    return system, root.rstrip("/")
-
-
-def _held(system: fs.FileSystem, root: str) -> list[str]:
-    """Ids of the whole checkpoints, oldest first."""
-    found = system.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
-    return sorted(Path(info.path).parent.name for info in found if info.base_name == MANIFEST)
-
-
-def _upload(system: fs.FileSystem, folder: str, source: Path) -> tuple[int, int]:
+def _upload(place: Place, source: Path) -> tuple[int, int]:
     """(files, bytes) copied; the manifest comes last."""
-    system.create_dir(folder)
-    hashes: dict[str, str] = {}
-    size = 0
-    for file in sorted(source.iterdir()):
-        digest = hashlib.sha256()
-        with file.open("rb") as read, system.open_output_stream(f"{folder}/{file.name}") as write:
-            while piece := read.read(_PIECE):
-                digest.update(piece)
-                write.write(piece)
-                size += len(piece)
-        hashes[file.name] = digest.hexdigest()
-    with system.open_output_stream(f"{folder}/{MANIFEST}") as write:
-        write.write(json.dumps({"format": FORMAT, "files": hashes}, indent=1).encode())
-    return len(hashes), size
+    files = sorted(source.iterdir())
+    size = sum(place.put(file.name, file) for file in files)
+    manifest = source / MANIFEST
+    manifest.write_text(json.dumps({"format": FORMAT, "files": {file.name: _hash(file) for file in files}}, indent=1))
+    place.put(MANIFEST, manifest)
+    return len(files), size
 
 
-def _download(system: fs.FileSystem, folder: str, target: Path) -> None:
-    with system.open_input_stream(f"{folder}/{MANIFEST}") as read:
-        manifest: dict[str, Any] = json.loads(read.read())
+def _download(place: Place, target: Path) -> None:
+    place.get(MANIFEST, target / MANIFEST)
+    manifest: dict[str, Any] = json.loads((target / MANIFEST).read_text())
+    (target / MANIFEST).unlink()
     if manifest["format"] != FORMAT:
         raise MantaError(f"found format {manifest['format']}, wanted {FORMAT}")
-    target.mkdir(parents=True)
     for name, wanted in manifest["files"].items():
         if Path(name).name != name:
             raise MantaError(f"found a file {name!r}, wanted plain names")
-        digest = hashlib.sha256()
-        with system.open_input_stream(f"{folder}/{name}") as read, (target / name).open("wb") as write:
-            while piece := read.read(_PIECE):
-                digest.update(piece)
-                write.write(piece)
-        if digest.hexdigest() != wanted:
-            raise MantaError(f"{name}: found SHA-256 {digest.hexdigest()[:12]}…, wanted {wanted[:12]}…")
+        place.get(name, target / name)
+        if (found := _hash(target / name)) != wanted:
+            raise MantaError(f"{name}: found SHA-256 {found[:12]}…, wanted {wanted[:12]}…")
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as read:
+        return hashlib.file_digest(read, "sha256").hexdigest()

@@ -9,11 +9,12 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the ground up; a module imports from its own package and from floors below.
 FLOORS = (
     ("app.errors", "app.surfaces", "app.faults"),
-    ("app.settings",),
+    ("app.settings", "app.artifacts"),
     ("app.models",),
     ("app.events", "app.retrieval", "app.evaluation", "app.cache", "app.degrade"),
     ("app.lake", "app.rules"),
     ("app.state",),
+    ("app.stats",),
     ("app.features",),
     ("app.ranking",),
     ("app.bundles",),

@@ -1,0 +1,67 @@
+"""Files in an artifact store: a folder, or an address that pyarrow's file systems know (`s3://…`, `gs://…`)."""
+
+from pathlib import Path
+from typing import Self
+
+from pyarrow import ArrowException, fs
+
+from app.errors import MantaError
+
+_PIECE = 4 << 20
+# What a store raises, whatever it is.
+StoreError = (OSError, ArrowException)
+
+
+class Place:
+    """A folder of a store. Every method raises one of `StoreError` where the store does not do what is asked."""
+
+    def __init__(self, system: fs.FileSystem, path: str) -> None:
+        self._system, self.path = system, path.rstrip("/")
+
+    @classmethod
+    def of(cls, address: str) -> Self:
+        """The folder of that name or address; it need not be there.
+
+        Raises:
+            MantaError: no such kind of address.
+        """
+        try:
+            system, path = fs.FileSystem.from_uri(address if "://" in address else str(Path(address).absolute()))
+        except (*StoreError, ValueError) as error:
+            raise MantaError(f"found {address!r}, wanted a folder, s3:// or gs:// ({error})") from None
+        return cls(system, path)
+
+    def __truediv__(self, name: str) -> "Place":
+        return Place(self._system, f"{self.path}/{name}")
+
+    def has(self, name: str) -> bool:
+        """Whether a file of that name is there."""
+        return bool(self._system.get_file_info(f"{self.path}/{name}").type == fs.FileType.File)
+
+    def folders_with(self, name: str) -> list[str]:
+        """Names of the folders here that hold a file of that name, sorted."""
+        found = self._system.get_file_info(fs.FileSelector(self.path, allow_not_found=True, recursive=True))
+        below = [info.path.removeprefix(self.path).strip("/") for info in found if info.base_name == name]
+        return sorted(path.split("/")[0] for path in below if path.count("/") == 1)
+
+    def put(self, name: str, source: Path) -> int:
+        """Copies a file here, under a path relative to this place; its bytes."""
+        target = f"{self.path}/{name}"
+        self._system.create_dir(target.rpartition("/")[0])
+        size = 0
+        with source.open("rb") as read, self._system.open_output_stream(target) as write:
+            while piece := read.read(_PIECE):
+                write.write(piece)
+                size += len(piece)
+        return size
+
+    def get(self, name: str, target: Path) -> None:
+        """Copies a file from here; the folder of `target` is made."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with self._system.open_input_stream(f"{self.path}/{name}") as read, target.open("wb") as write:
+            while piece := read.read(_PIECE):
+                write.write(piece)
+
+    def remove(self, folder: str) -> None:
+        """Removes a folder that is here with all of it."""
+        self._system.delete_dir(f"{self.path}/{folder}")

@@ -91,6 +91,10 @@ class IngestSettings(Section):
     task_rows: int = Field(250_000, ge=1, description="Messages one read task holds at most.")
     chunk_rows: int = Field(1_000_000, ge=1, description="Messages one commit takes at most.")
     cpus_per_task: float = Field(0.5, gt=0, description="CPUs a read task reserves.")
+    follow_s: float = Field(2.0, gt=0, description="Seconds between the commits of `manta ingest --follow`.")
+    follow_rows: int = Field(
+        100_000, ge=1, description="Messages such a commit takes at most; more waiting: the next one follows at once."
+    )
 
 
 class StateSettings(Section):

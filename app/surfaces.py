@@ -45,4 +45,8 @@ class SurfaceSettings(BaseModel):
     ranked: bool = Field(True, description="`false`: retrieval order is the configured answer (no ranker).")
     rules: RuleSettings = Field(default=RuleSettings(), description="Rules that every rung obeys.")
     cache_ttl_s: float = Field(60.0, ge=0, description="Longest life of a cached answer; 0: no answer cache.")
+    impressions: Literal["answered", "posted"] = Field(
+        "answered",
+        description="What counts as an impression: every item of an answer, or events of type `impression`.",
+    )
     personal: bool = Field(True, description="`false`: the stored history is not used for candidates (trending).")

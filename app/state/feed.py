@@ -1,7 +1,7 @@
-"""The topics as the state writer reads them: by assign and seek from its own offsets, through outages and gaps."""
+"""Topics as a writer reads them: by assign and seek from its own offsets, through outages and gaps."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import monotonic
@@ -42,17 +42,26 @@ class Read:
 
 
 class StateFeed:
-    """A consumer of every partition of the three topics. For one thread.
+    """A consumer of every partition of some topics. For one thread.
 
     Where the log no longer holds the next offset, reading goes on from where it can and the jump is counted:
     `log_end` (the broker lost what it had acknowledged), `gap` (retention was faster), `recreated` (another topic).
     """
 
     def __init__(
-        self, settings: KafkaSettings, offsets: Mapping[str, Mapping[int, int]], topic_ids: dict[str, str]
+        self,
+        settings: KafkaSettings,
+        offsets: Mapping[str, Mapping[int, int]],
+        topic_ids: dict[str, str],
+        *,
+        topics: Sequence[str] = TOPICS,
+        group: str = "manta-state",
     ) -> None:
-        """Takes the next offset of each partition that is known, and the ids of the topics they belong to."""
-        self._settings = settings
+        """Takes the next offset of each partition that is known, and the ids of the topics they belong to.
+
+        `group`: the name that monitoring sees; nothing is balanced over it.
+        """
+        self._settings, self._topics = settings, tuple(topics)
         self._next = {(topic, p): offset for topic, parts in offsets.items() for p, offset in parts.items()}
         self._moved = Read()
         self.topic_ids = topic_ids
@@ -65,7 +74,7 @@ class StateFeed:
         self._answer: Future[dict[str, TopicBounds]] | None = None
         config = consumer_config(
             settings,
-            group__id="manta-state",
+            group__id=group,
             enable__partition__eof=True,
             log__connection__close=True,  # else a broken connection would not be reported here
             fetch__wait__max__ms=100,
@@ -85,7 +94,7 @@ class StateFeed:
 
     def poll(self, timeout_s: float, limit: int) -> Read:
         """Up to `limit` messages; waits `timeout_s` for the first. Nothing while the broker is away."""
-        refresh_s = _REFRESH_S if len({topic for topic, _ in self._assigned}) == len(TOPICS) else _MISSING_S
+        refresh_s = _REFRESH_S if len({topic for topic, _ in self._assigned}) == len(self._topics) else _MISSING_S
         if not self._suspect and monotonic() - self._looked > refresh_s:
             self._look_for_partitions()
         if self._suspect:
@@ -118,16 +127,22 @@ class StateFeed:
 
     def lag(self) -> dict[str, int]:
         """Topic → messages in the log that are not applied, as far as the consumer has heard."""
-        lag = dict.fromkeys(TOPICS, 0)
+        lag = dict.fromkeys(self._topics, 0)
+        for (topic, _), messages in self.behind().items():
+            lag[topic] += messages
+        return lag
+
+    def behind(self) -> dict[Place, int]:
+        """Every partition that is read → messages that are not applied, as far as the consumer has heard."""
+        behind = {}
         ends = self._ends | (self._doze.ends if self._doze is not None else {})
-        for topic, partition in self._assigned:
+        for place in self._assigned:
             try:
-                _, heard = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)
+                _, heard = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)
             except KafkaException:
                 heard = -1
-            end = max(heard, ends.get((topic, partition), 0))
-            lag[topic] += max(0, end - self._next.get((topic, partition), 0))
-        return lag
+            behind[place] = max(0, max(heard, ends.get(place, 0)) - self._next.get(place, 0))
+        return behind
 
     @property
     def connected(self) -> bool:
@@ -147,13 +162,15 @@ class StateFeed:
             topics = self._consumer.list_topics(timeout=1.0).topics
         except KafkaException:
             return  # the error callback has heard of it too
-        there = {(topic, partition) for topic in TOPICS if topic in topics for partition in topics[topic].partitions}
+        there = {
+            (topic, partition) for topic in self._topics if topic in topics for partition in topics[topic].partitions
+        }
         self._suspect = self._suspect or there != self._assigned
 
     def _compare(self, timeout_s: float) -> None:
         """Asks what the log holds, in a thread of its own; once answered, reads on from where that is possible."""
         if self._answer is None:
-            self._answer = self._asking.submit(bounds, self._settings, TOPICS)
+            self._answer = self._asking.submit(bounds, self._settings, self._topics)
         try:
             held = self._answer.result(timeout_s)
         except TimeoutError:
@@ -164,9 +181,9 @@ class StateFeed:
             self._answer, self.error = None, str(error)
             return
         self._answer, self._looked = None, monotonic()
-        for topic in TOPICS:
+        for topic in self._topics:
             self._compare_topic(held[topic])
-        self._ends = {(topic, partition): end for topic in TOPICS for partition, end in held[topic].end.items()}
+        self._ends = {(topic, partition): end for topic in self._topics for partition, end in held[topic].end.items()}
         self._assigned = set(self._ends)
         self._consumer.assign([TopicPartition(*place, self._next[place]) for place in sorted(self._assigned)])
         if self._doze is not None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,13 +87,13 @@ def remove_older(databases: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def open_primary(path: Path) -> Rdict:
+def open_primary(path: Path, families: Sequence[str] = FAMILIES) -> Rdict:
     """The one writer's view; fails while another process holds it."""
     path.mkdir(parents=True, exist_ok=True)
-    return Rdict(str(path), _options(), column_families={name: _options() for name in FAMILIES})
+    return Rdict(str(path), _options(), column_families={name: _options() for name in families})
 
 
-def open_secondary(path: Path, own_path: Path) -> Rdict:
+def open_secondary(path: Path, own_path: Path, families: Sequence[str] = FAMILIES) -> Rdict:
     """A reader's view that follows by `try_catch_up_with_primary`; `own_path` is this reader's alone."""
     own_path.mkdir(parents=True, exist_ok=True)
     access = AccessType.secondary(str(own_path))
@@ -100,7 +101,7 @@ def open_secondary(path: Path, own_path: Path) -> Rdict:
     options.set_max_open_files(-1)  # files that the writer deletes must stay open here
     # More threads than one are started and ended per column family at every catch-up: 3 ms instead of 0.04.
     options.set_max_file_opening_threads(1)
-    return Rdict(str(path), options, column_families={name: _options() for name in FAMILIES}, access_type=access)
+    return Rdict(str(path), options, column_families={name: _options() for name in families}, access_type=access)
 
 
 def _options() -> Options:

@@ -1,0 +1,209 @@
+"""The live figures as a pure fold over accepted messages: the same whatever the batches, however often they come."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from app.errors import StateUnavailable
+from app.events.schema import EVENTS, IMPRESSION, IMPRESSIONS, MERGE
+from app.events.watermarks import Times, Watermarks
+from app.settings import Settings
+from app.stats.batch import TOPICS, Place, StatsBatch, after
+from app.stats.counters import DAY_US, HOUR_US, SIZES, add_figures, time_key
+from app.stats.held import DAYS, HOURS, META, Draft, Held
+from app.stats.identities import Identities
+from app.stats.joins import Joins, kinds_of
+from app.stats.trending import Trending
+
+FORMAT = 1
+STATE, LISTS = b"state", b"trending"  # keys of META
+SECOND_US = 1_000_000
+_DAY_MS = 86_400_000
+_AT_ONCE = 2000  # records and windows that one batch lets go of at most
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the figures are, microseconds since 1970; None: no events yet.
+
+    Attributes:
+        watermark: what every partition that has anything has reached.
+        as_of: the highest event time of the events.
+        complete: what every partition has reached or is silent about; what ends so far below it does not change.
+    """
+
+    watermark: int | None = None
+    as_of: int | None = None
+    complete: int | None = None
+
+
+class StatsFold:
+    """Applies batches to what is held; for one thread."""
+
+    def __init__(self, held: Held, settings: Settings) -> None:
+        """Goes on from what is held.
+
+        Raises:
+            StateUnavailable: it is of another format.
+        """
+        stats = settings.stats
+        self._held = held
+        self._max_future_us = int(settings.events.max_future_s * SECOND_US)
+        self._kept = {HOURS: stats.keep_hours * HOUR_US, DAYS: stats.keep_days * DAY_US}
+        self._attribution_us = int(stats.attribution_s * SECOND_US)
+        self._identities = Identities(int(settings.events.dedup_days * _DAY_MS))
+        self._trending = Trending(settings)
+        self._kinds = kinds_of(IMPRESSION, stats.click_types, stats.conversion_types)
+        posted = frozenset(name for name, surface in settings.surfaces.items() if surface.impressions == "posted")
+        self._joins = Joins(posted, self._attribution_us, self._kinds)
+        (saved,) = held.get(META, [STATE])
+        self._load(orjson.loads(saved) if saved else {}, int(stats.allowed_lateness_s * SECOND_US))
+
+    def _load(self, saved: dict[str, Any], lateness_us: int) -> None:
+        if (found := saved.get("format", FORMAT)) != FORMAT:
+            raise StateUnavailable(f"live figures: found format {found}, wanted {FORMAT}")
+
+        def by_partition(name: str, topic: str) -> dict[int, int]:
+            return {int(partition): number for partition, number in saved.get(name, {}).get(topic, {}).items()}
+
+        self._offsets = {topic: by_partition("offsets", topic) for topic in TOPICS}
+        self._watermarks = {
+            topic: Watermarks(lateness_us, streams=(), heights=by_partition("heights", topic)) for topic in TOPICS
+        }
+        self.progress = Progress(**saved.get("progress", {}))
+        self.topic_ids: dict[str, str] = saved.get("topic_ids", {})
+        self.late: Counter[str] = Counter(saved.get("late", {}))
+        self.totals: Counter[str] = Counter(saved.get("totals", {}))
+
+    def offsets(self) -> dict[str, dict[int, int]]:
+        """topic → partition → next offset to read."""
+        return {topic: dict(partitions) for topic, partitions in self._offsets.items()}
+
+    def apply(self, batch: StatsBatch, *, now_us: int) -> None:
+        """Applies a batch with its offsets in one write.
+
+        Args:
+            batch: messages; those below the stored offsets have been applied already and are passed over.
+            now_us: no time further ahead of this than `events.max_future_s` moves a watermark.
+        """
+        draft = Draft(self._held)
+        impressions = after(batch.impressions, self._offsets[IMPRESSIONS])
+        events = self._accepted(after(batch.events, self._offsets[EVENTS]), draft)
+        late_answers = self._advance(IMPRESSIONS, impressions, "time", now_us)
+        late_events = self._advance(EVENTS, events, "event_time", now_us)
+        self._move(batch)
+        self._join(impressions.filter(pa.array(~late_answers)), events.filter(pa.array(~late_events)), draft)
+        self._count_items(events, late_events, draft)
+        self._let_go(draft)
+        for topic, partition in batch.offsets:
+            self._offsets[topic][partition] = batch.offsets[topic, partition]
+        self.totals.update({"events": len(events), "impressions": len(impressions), **batch.skipped, **batch.jumps})
+        draft.put(META, STATE, self._saved())
+        draft.write()
+
+    def held_back_by(self, places: Iterable[Place]) -> bool:
+        """Whether any of these partitions stands below the highest time of all."""
+        high = self._high()
+        return bool(high) and any(self._watermarks[topic].heights.get(p, high - 1) < high for topic, p in places)
+
+    def list_trending(self) -> None:
+        """Makes the lists of trending items anew from what is held."""
+        now = self._watermarks[EVENTS].high
+        found = {"as_of": now, "surfaces": self._trending.lists(self._held, now)}
+        self._held.write({META: {LISTS: orjson.dumps(found)}})
+
+    def forget_identities(self, now_ms: int) -> int:
+        """As `Identities.forget`."""
+        return self._identities.forget(self._held, now_ms)
+
+    # --- the parts of a batch
+
+    def _accepted(self, events: pa.Table, draft: Draft) -> pa.Table:
+        """Without merges, which say nothing of items, and without repeats."""
+        events = events.filter(pc.not_equal(events["event_type"], MERGE)) if len(events) else events
+        if not len(events):
+            return events
+        repeated = self._identities.repeats(events, draft)
+        self.totals["duplicates"] += int(repeated.sum())
+        return events.filter(pa.array(~repeated))
+
+    def _advance(self, topic: str, rows: pa.Table, time: str, now_us: int) -> NDArray[np.bool_]:
+        """bool (n,): which rows are late; moves the topic's watermarks."""
+        times: Times = rows[time].cast(pa.int64()).to_numpy()
+        partitions = rows["partition"].to_numpy().astype(np.int32)
+        late = self._watermarks[topic].advance(np.minimum(times, now_us + self._max_future_us), partitions)
+        self.late[topic] += int(late.sum())
+        return late
+
+    def _move(self, batch: StatsBatch) -> None:
+        """Lifts silent partitions, and says how far everything is."""
+        for topic, partition in batch.partitions:
+            self._watermarks[topic].expect([partition])
+        high = max((mark.high for mark in self._watermarks.values() if mark.high is not None), default=None)
+        if high is None:
+            return
+        for topic, partition in batch.idle:
+            self._watermarks[topic].lift(partition, high)
+        reached = [height for mark in self._watermarks.values() for height in mark.heights.values()]
+        lows = [mark.low for mark in self._watermarks.values()]
+        complete = self.progress.complete
+        if None not in lows:
+            low = min(low for low in lows if low is not None)
+            complete = low if complete is None else max(complete, low)
+        self.progress = Progress(min(reached), self._watermarks[EVENTS].high, complete)
+
+    def _join(self, impressions: pa.Table, events: pa.Table, draft: Draft) -> None:
+        reacting = pc.is_in(events["event_type"], value_set=pa.array(sorted(self._kinds), pa.string()))
+        events = events.filter(reacting)
+        about = pc.and_(pc.is_valid(events["request_id"]), pc.is_valid(events["item_id"]))
+        about_answers = events.filter(about)
+        self.late["unattributed"] += len(events) - len(about_answers)
+        changed = self._joins.apply(impressions, about_answers, draft)
+        high = self._high()
+        oldest = {family: high - high % SIZES[family] - kept for family, kept in self._kept.items()}
+        add_figures(changed, draft, oldest)
+
+    def _count_items(self, events: pa.Table, late: NDArray[np.bool_], draft: Draft) -> None:
+        counted = self._trending.counts(events.append_column("late", pa.array(late)))
+        if len(counted):
+            self._trending.add(counted, counted["late"].to_numpy(), self._watermarks[EVENTS].high or 0, draft)
+
+    def _let_go(self, draft: Draft) -> None:
+        """Deletes what is too old: windows, and records that nothing can be added to."""
+        if (complete := self.progress.complete) is not None:
+            lateness = self._watermarks[EVENTS].allowed_lateness_us
+            self._joins.forget(draft, complete - lateness - self._attribution_us, _AT_ONCE, self.late)
+        high = self._high()
+        for family, kept in self._kept.items():
+            below = time_key(high - high % SIZES[family] - kept)
+            for (key, _), _place in zip(draft.scan(family, b"", below), range(_AT_ONCE), strict=False):
+                draft.put(family, key, None)
+        if (as_of := self._watermarks[EVENTS].high) is not None:
+            self._trending.expire(as_of, _AT_ONCE, draft)
+
+    def _high(self) -> int:
+        """The highest time of all; 0 without any."""
+        return max((mark.high for mark in self._watermarks.values() if mark.high is not None), default=0)
+
+    def _saved(self) -> bytes:
+        def text_keys(found: Mapping[int, int]) -> dict[str, int]:
+            return {str(partition): number for partition, number in found.items()}
+
+        progress = self.progress
+        saved = {
+            "format": FORMAT,
+            "offsets": {topic: text_keys(partitions) for topic, partitions in self._offsets.items()},
+            "heights": {topic: text_keys(mark.heights) for topic, mark in self._watermarks.items()},
+            "progress": {"watermark": progress.watermark, "as_of": progress.as_of, "complete": progress.complete},
+            "topic_ids": self.topic_ids,
+            "late": dict(self.late),
+            "totals": dict(self.totals),
+        }
+        return orjson.dumps(saved)

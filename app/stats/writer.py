@@ -1,0 +1,122 @@
+"""The writer of a node's live figures: Kafka to RocksDB, until it is told to stop.
+
+It has a consumer, offsets and a database of its own, so that the state's freshness does not wait for figures.
+"""
+
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from app.errors import StateUnavailable
+from app.settings import Settings
+from app.state.feed import StateFeed
+from app.stats.batch import TOPICS, Place, StatsBatch, to_batch
+from app.stats.fold import StatsFold
+from app.stats.store import RocksHeld, StatsPaths
+
+_POLL_S = 0.1
+_LOCK_S = 0.05
+_NEARLY_READ = 100_000  # messages: what is still to come has arrived within days
+_LEAST_BETWEEN_LISTS_S = 1.0
+_SHARE_OF_LISTS = 0.05  # of the time goes into the lists of trending items at most
+
+log = logging.getLogger("manta.stats")
+
+
+class StatsWriterLoop:
+    """One thread's work. `run` blocks; everything else may be called from other threads."""
+
+    def __init__(self, settings: Settings, home: Path) -> None:
+        """Takes settings with the broker's address, and the MANTA_HOME."""
+        self._settings, self._paths = settings, StatsPaths(home)
+        self._stop = threading.Event()
+        self._lag: dict[str, int] = {}
+        self._fold: StatsFold | None = None
+        self._error: str | None = None
+        self._changed, self._list_at = True, 0.0
+        self._heard: dict[Place, float] = {}
+
+    def stop(self) -> None:
+        """Asks `run` to return; it does within a second."""
+        self._stop.set()
+
+    def status(self) -> dict[str, Any]:
+        """What it does: pid, lag, how far the figures are, what was late, and what is wrong if anything is."""
+        fold = self._fold
+        return {
+            "state": "waiting for the database" if fold is None else "no broker" if self._error else "reading",
+            "pid": os.getpid(),
+            "error": self._error,
+            "lag": dict(self._lag),
+            "offsets": fold.offsets() if fold else {},
+            "watermark": fold.progress.watermark if fold else None,
+            "late": dict(fold.late) if fold else {},
+            "totals": dict(fold.totals) if fold else {},
+        }
+
+    def run(self) -> None:
+        """Applies what the topics bring until `stop`.
+
+        Raises:
+            StateUnavailable: the database cannot be opened; one that another writer holds is waited for.
+        """
+        held = self._open()
+        if held is None:
+            return
+        fold = StatsFold(held, self._settings)
+        feed = StateFeed(self._settings.kafka, fold.offsets(), fold.topic_ids, topics=TOPICS, group="manta-stats")
+        self._fold = fold
+        try:
+            while not self._stop.is_set():
+                self._read(feed, fold)
+                self._look(feed, fold)
+                self._stop.wait(self._settings.stats.interval_s)
+        finally:
+            self._fold = None
+            feed.close()
+            held.close()
+
+    def _open(self) -> RocksHeld | None:
+        """Opens the database, waiting for whoever holds it; None when told to stop meanwhile."""
+        while not self._stop.is_set():
+            try:
+                return RocksHeld(self._paths.database)
+            except StateUnavailable as error:
+                if "lock" not in str(error).lower():
+                    raise
+                log.info("waiting for the figures' database: %s", error)
+            self._stop.wait(_LOCK_S)
+        return None
+
+    def _read(self, feed: StateFeed, fold: StatsFold) -> None:
+        """Applies what there is, a batch at a time."""
+        settings = self._settings
+        while not self._stop.is_set() and (read := feed.poll(_POLL_S, settings.stats.batch_events)):
+            now = time.time_ns()
+            batch = to_batch(read, settings.events, now_ms=now // 1_000_000, partitions=feed.behind())
+            fold.apply(batch, now_us=now // 1000)
+            self._changed = True
+            heard = time.monotonic()
+            self._heard |= dict.fromkeys(read.offsets, heard)
+
+    def _look(self, feed: StateFeed, fold: StatsFold) -> None:
+        """Lag, silent partitions, identities that can be forgotten, lists."""
+        behind, now = feed.behind(), time.monotonic()
+        self._lag, self._error = feed.lag(), feed.error if not feed.connected else None
+        if not feed.connected:
+            return
+        for place in behind:
+            self._heard.setdefault(place, now)
+        idle_s = self._settings.stats.idle_s
+        idle = [place for place, left in behind.items() if not left and now - self._heard[place] > idle_s]
+        if fold.held_back_by(idle):
+            fold.apply(StatsBatch(partitions=behind, idle=idle), now_us=time.time_ns() // 1000)
+        if sum(self._lag.values()) < _NEARLY_READ:
+            fold.forget_identities(int(time.time() * 1000))
+        if self._changed and now >= self._list_at:
+            fold.list_trending()
+            took = time.monotonic() - now
+            self._changed, self._list_at = False, now + max(_LEAST_BETWEEN_LISTS_S, took / _SHARE_OF_LISTS)

@@ -1,0 +1,208 @@
+"""The live figures on disk: one write for figures and offsets, late rows, trending lists, and what a reader sees."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from app.errors import StateUnavailable
+from app.events.columns import EVENT_COLUMNS
+from app.events.impressions import IMPRESSION_COLUMNS
+from app.events.schema import EVENTS, IMPRESSIONS
+from app.settings import Settings
+from app.stats.batch import StatsBatch
+from app.stats.counters import DAY_US, HOUR_US
+from app.stats.fold import StatsFold
+from app.stats.held import ANSWERS, Changes, MemoryHeld
+from app.stats.reader import Bucket, StatsReader
+from app.stats.store import RocksHeld, StatsPaths
+
+MINUTE = 60_000_000
+MONDAY = 20_000 * DAY_US - (20_000 * DAY_US - 4 * DAY_US) % (7 * DAY_US)
+NOW = MONDAY + 400 * DAY_US
+SETTINGS = Settings.model_validate(
+    {
+        "stats": {"allowed_lateness_s": 1200, "attribution_s": 2400, "trending_hours": [2, 6]},
+        "surfaces": {"home": {}, "mail": {"impressions": "posted"}},
+    }
+)
+
+
+class Log:
+    """Makes batches: rows of the two topics on partition 0."""
+
+    def __init__(self) -> None:
+        self.ends = {EVENTS: 0, IMPRESSIONS: 0}
+
+    def batch(self, *rows: dict[str, Any]) -> StatsBatch:
+        found: dict[str, list[dict[str, Any]]] = {EVENTS: [], IMPRESSIONS: []}
+        for row in rows:
+            topic = IMPRESSIONS if "items" in row else EVENTS
+            place = {"partition": 0, "offset": self.ends[topic], "record_time": NOW}
+            found[topic].append({"event_id": f"e{self.ends[topic]}", "user_id": "u"} | row | place)
+            self.ends[topic] += 1
+        return StatsBatch(
+            pa.Table.from_pylist(found[EVENTS], EVENT_COLUMNS),
+            pa.Table.from_pylist(found[IMPRESSIONS], IMPRESSION_COLUMNS),
+            {(topic, 0): end for topic, end in self.ends.items()},
+            partitions=[(topic, 0) for topic in self.ends],
+        )
+
+
+def answer(minute: float, request: str, surface: str = "home", items: str = "ab") -> dict[str, Any]:
+    shown = [{"item_id": item, "position": n, "sources": ["ease"]} for n, item in enumerate(items, 1)]
+    time_us = MONDAY + int(minute * MINUTE)
+    return {
+        "request_id": request,
+        "surface": surface,
+        "variant": "champion",
+        "bundle": "b1",
+        "time": time_us,
+        "items": shown,
+    }
+
+
+def event(minute: float, item: str = "a", kind: str = "click", **more: Any) -> dict[str, Any]:
+    return {"item_id": item, "event_type": kind, "event_time": MONDAY + int(minute * MINUTE), **more}
+
+
+def shapes(buckets: list[Bucket]) -> list[tuple[Any, ...]]:
+    return [
+        ((one.start - MONDAY) // HOUR_US, one.figure.surface, one.figure.source, one.figure.counts, one.final)
+        for one in buckets
+    ]
+
+
+def test_a_reader_sees_hours_days_weeks_and_sources(tmp_path: Path) -> None:
+    held, log = RocksHeld(StatsPaths(tmp_path).database), Log()
+    reader = StatsReader(SETTINGS.stats, tmp_path, "test")
+    fold = StatsFold(held, SETTINGS)
+    fold.apply(
+        log.batch(
+            answer(10, "r1"),
+            event(11, "b", request_id="r1"),
+            event(11.5, "b", request_id="r1"),  # one impression, one click
+            event(12, "c", request_id="r1"),  # was not shown
+            event(13, "a", "purchase", request_id="r1"),
+            event(14, "a"),  # a reaction to nothing
+        ),
+        now_us=NOW,
+    )
+    fold.apply(log.batch(answer(70, "r2", "mail"), event(71, "a", "impression", request_id="r2")), now_us=NOW)
+    fold.apply(log.batch(answer(25 * 60, "r3"), event(24 * 60 + 59, request_id="r3")), now_us=NOW)
+    span = (MONDAY, MONDAY + 3 * DAY_US)
+    assert shapes(reader.figures(*span, "hour", surface=None, by_source=False)) == [
+        (0, "home", None, (2, 1, 1), True),
+        (1, "mail", None, (1, 0, 0), True),
+        (25, "home", None, (2, 1, 0), False),
+    ]
+    assert shapes(reader.figures(*span, "day", surface="home", by_source=True)) == [
+        (0, "home", "ease", (2, 1, 1), False),
+        (24, "home", "ease", (2, 1, 0), False),
+    ]
+    assert shapes(reader.figures(span[0] + DAY_US, span[1], "week", surface="home", by_source=False)) == [
+        (0, "home", None, (4, 2, 1), False)
+    ]
+    assert fold.late["unattributed"] == 1
+    fold.apply(log.batch(event(90 * 24 * 60 + 600)), now_us=NOW)
+    time.sleep(0.11)
+    assert reader.figures(*span, "hour", surface=None, by_source=False) == []  # kept for a week
+    assert len(reader.figures(*span, "day", surface=None, by_source=False)) == 3
+    reader.close()
+    held.close()
+
+
+def test_without_a_writer_there_are_no_figures(tmp_path: Path) -> None:
+    reader = StatsReader(SETTINGS.stats, tmp_path, "test")
+    with pytest.raises(StateUnavailable, match="no live figures yet"):
+        reader.progress()
+    held = RocksHeld(StatsPaths(tmp_path).database)
+    with pytest.raises(StateUnavailable, match="lock"):
+        RocksHeld(StatsPaths(tmp_path).database)
+    assert reader.progress().watermark is None
+    assert reader.trending("home")["items"] == []
+    held.close()
+
+
+def test_what_came_too_late_is_counted_and_a_record_lives_as_long_as_anything_may_count() -> None:
+    held, log = MemoryHeld(), Log()
+    fold = StatsFold(held, SETTINGS)
+    fold.apply(log.batch(answer(0, "r1"), answer(50, "r2", items="x"), event(50, kind="look")), now_us=NOW)
+    fold.apply(log.batch(event(40, request_id="r1")), now_us=NOW)  # ten minutes late, within both windows
+    assert [value for value in _clicks(held) if value] == [1]
+    fold.apply(log.batch(answer(61, "r3", items="x"), event(61, kind="look")), now_us=NOW)
+    fold.apply(log.batch(event(40, "b", request_id="r1"), answer(40, "r4")), now_us=NOW)  # later than twenty minutes
+    assert fold.late == {EVENTS: 1, IMPRESSIONS: 1, "unattributed": 0}
+    assert held.get(ANSWERS, [b"r1"]) != [None]  # its click at 40 may be followed by another one
+    fold.apply(log.batch(answer(102, "r5", items="x"), event(102, kind="look")), now_us=NOW)
+    fold.apply(log.batch(), now_us=NOW)
+    assert held.get(ANSWERS, [b"r1", b"r4"]) == [None, None]
+    assert [value for value in _clicks(held) if value] == [1]
+
+
+def _clicks(held: MemoryHeld) -> list[int]:
+    from app.stats.counters import read_figure
+
+    found = [read_figure(*pair) for pair in held.families["days"].items()]
+    return [one.counts[1] for one in found if not one.by_source]
+
+
+def test_a_write_that_fails_changes_nothing_and_is_done_again() -> None:
+    class Failing(MemoryHeld):
+        broken: bool = True
+
+        def write(self, changes: Changes) -> None:
+            if self.broken:
+                raise OSError("no space left")
+            super().write(changes)
+
+    held, log = Failing(), Log()
+    batch = log.batch(answer(0, "r1"), event(1, request_id="r1"))
+    with pytest.raises(OSError, match="no space"):
+        StatsFold(held, SETTINGS).apply(batch, now_us=NOW)
+    Failing.broken = False
+    for _ in range(2):  # the second time everything has been applied already
+        fold = StatsFold(held, SETTINGS)
+        fold.apply(batch, now_us=NOW)
+        assert fold.offsets() == {EVENTS: {0: 1}, IMPRESSIONS: {0: 1}}
+        assert _clicks(held) == [1]
+        assert fold.totals["events"] == 1
+
+
+def test_trending_is_the_newest_window_filled_from_longer_ones_and_from_all_time() -> None:
+    held, log = MemoryHeld(), Log()
+    fold = StatsFold(held, SETTINGS)
+    hour = 60
+    old = [event(0, "old"), event(1, "old"), event(2, "older")]
+    week = [event(7 * hour, "recent", surface="home"), event(7 * hour, "recent", event_id="e3")]  # one is a repeat
+    now = [event(10 * hour, item) for item in ("a", "b", "b")] + [event(10 * hour, "m", surface="mail")]
+    fold.apply(log.batch(*old, *week, *now, event(10 * hour, "z", "look"), event(8 * hour, "late")), now_us=NOW)
+    fold.list_trending()
+    lists = StatsFold(held, SETTINGS)._trending.lists(held, MONDAY + 10 * hour * MINUTE)
+    assert lists["home"] == {
+        "start": MONDAY + 9 * HOUR_US,
+        "end": MONDAY + 11 * HOUR_US,
+        "items": [
+            ["b", 2.0, 2],
+            ["a", 1.0, 1],
+            ["recent", 0.0, 0],
+            ["old", 0.0, 0],
+            ["late", 0.0, 0],
+            ["older", 0.0, 0],
+        ],
+    }
+    assert [item for item, *_ in lists["mail"]["items"]] == ["b", "a", "m", "old", "late", "older"]
+    assert fold.late[EVENTS] == 1
+
+
+def test_a_silent_partition_is_lifted_and_then_figures_are_final() -> None:
+    held, log = MemoryHeld(), Log()
+    fold = StatsFold(held, SETTINGS)
+    fold.apply(log.batch(answer(0, "r1")), now_us=NOW)
+    assert (fold.progress.watermark, fold.progress.complete) == (MONDAY, None)
+    assert fold.held_back_by([(EVENTS, 0)])
+    fold.apply(StatsBatch(partitions=[(EVENTS, 0)], idle=[(EVENTS, 0)]), now_us=NOW)
+    assert fold.progress.complete == MONDAY
+    assert not fold.held_back_by([(EVENTS, 0), (IMPRESSIONS, 0)])

@@ -93,7 +93,13 @@ def message(request: Request, answer: Answer, now_us: int) -> tuple[bytes, bytes
         "bundle": answer.bundle,
         "time": format_time(now_us),
         "items": [
-            {"item_id": item.item_id, "position": place, "score": item.score, "propensity": 1.0}
+            {
+                "item_id": item.item_id,
+                "position": place,
+                "score": item.score,
+                "propensity": 1.0,
+                **({"sources": item.sources} if item.sources else {}),
+            }
             for place, item in enumerate(answer.items, 1)
         ],
         **{name: value for name, value in optional.items() if value is not None},

@@ -37,9 +37,8 @@ def complete(chain: Chain, questions: Sequence[Question], candidates: Candidates
         passing[found[0]] = False
         popular = fallback.by_popularity(passing, wanted - len(found[0]))
         additions += [_unscored(place, found[0]), _unscored(place, popular)]
-        if question.request.explain:
-            _vote(question, found, fallback.family)
-            _vote(question, (popular, np.zeros(len(popular), np.float32)), "popularity")
+        _vote(question, found, fallback.family)
+        _vote(question, (popular, np.zeros(len(popular), np.float32)), "popularity")
     return extend(candidates, additions, sizes)
 
 
@@ -53,7 +52,7 @@ def _newcomers(chain: Chain, questions: Sequence[Question]) -> list[Addition]:
         if taste.any():
             found = fallback.newcomers(taste, questions[place].passing(chain))
             additions.append(Addition(place, *found, column=column))
-            if column < 0 and questions[place].request.explain:
+            if column < 0:
                 _vote(questions[place], found, fallback.family)
     return additions
 

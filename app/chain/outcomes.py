@@ -108,7 +108,7 @@ class Batch:
                 order = order[available[start:end][order]]
             order = order[: question.k]
             rows = candidates.rows[start:end][order]
-            items = self._items(rows, found[order])
+            items = self._items(rows, found[order], self._sources(question, rows, candidates.ranks[start + order]))
             if question.request.explain:
                 items = self._explained(question, items, rows, candidates, start + order, scores)
             if not complete and len(items) < question.k:
@@ -118,7 +118,7 @@ class Batch:
     def without_candidates(self, question: Question, reason: Reason) -> None:
         """The two lowest rungs: the bundle's precomputed list where there is one, filled by popularity."""
         rows = self._listed(question)
-        items = self._items(rows, 1.0 / (1.0 + np.arange(len(rows))))
+        items = self._items(rows, 1.0 / (1.0 + np.arange(len(rows))), [("cache",)] * len(rows))
         items = self._plainly_explained(question, items, rows, "cache")
         if len(items) < question.k:
             items += self._popular(question, rows, question.k - len(items))
@@ -162,11 +162,27 @@ class Batch:
         passing[shown] = False
         rows = self.chain.target.fallback.by_popularity(passing, wanted)
         scores = 1.0 / (1.0 + len(shown) + np.arange(len(rows)))
-        return self._plainly_explained(question, self._items(rows, scores), rows, "popularity")
+        items = self._items(rows, scores, [("popularity",)] * len(rows))
+        return self._plainly_explained(question, items, rows, "popularity")
 
-    def _items(self, rows: Rows, scores: NDArray[Any]) -> list[Scored]:
+    def _items(self, rows: Rows, scores: NDArray[Any], sources: Sequence[Sequence[str]]) -> list[Scored]:
         ids = self.chain.target.live.item_ids
-        return [Scored(ids[row], score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]
+        return [
+            Scored(ids[row], score, None, named)
+            for row, score, named in zip(rows.tolist(), scores.tolist(), sources, strict=True)
+        ]
+
+    def _sources(self, question: Question, rows: Rows, ranks: NDArray[np.int32]) -> list[Sequence[str]]:
+        """Of each row the families that named it; `ranks` (n, S), 0: that source did not."""
+        names = [name for name, _ in self.chain.mix]
+        sets: dict[int, Sequence[str]] = {}
+        found: list[Sequence[str]] = []
+        for row, named in zip(rows.tolist(), ((ranks > 0) @ (1 << np.arange(len(names)))).tolist(), strict=True):
+            if named not in sets:
+                sets[named] = [name for bit, name in enumerate(names) if named >> bit & 1]
+            vote = None if named else question.votes.get(row)
+            found.append(sets[named] if vote is None else (vote["family"],))
+        return found
 
     # Explanations
 

@@ -61,7 +61,7 @@ class Question:
         filter: bool over the live rows, None: no filter.
         until: second by which the stages must be done.
         user: the user's columns, where the bundle has features of them.
-        votes: who named a row that no source named, for `explain`.
+        votes: who named a row that no source named.
     """
 
     place: int

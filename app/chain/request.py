@@ -66,11 +66,15 @@ def similar(
 
 
 class Scored(NamedTuple):
-    """One item of an answer; `explain` as the contract writes it: sources, ranker_score, rules."""
+    """One item of an answer; `explain` as the contract writes it: sources, ranker_score, rules.
+
+    `sources`: the families that named it, for the impression.
+    """
 
     item_id: str
     score: float
     explain: dict[str, Any] | None = None
+    sources: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,8 @@ class Answer:
             "timings_ms": self.timings_ms,
         }
         if self.explained:
-            body["items"] = [item._asdict() for item in self.items]
+            body["items"] = [
+                {"item_id": item.item_id, "score": item.score, "explain": item.explain} for item in self.items
+            ]
             body["cache_hit"] = self.cache_hit
         return body

@@ -133,7 +133,14 @@ class Topic:
 
 
 ANSWER = Answer(
-    "r1", "home", "champion", "b1", "popular", Reason("rank", "timeout"), (Scored("7", 0.5),), {"total": 1.0}
+    "r1",
+    "home",
+    "champion",
+    "b1",
+    "popular",
+    Reason("rank", "timeout"),
+    (Scored("7", 0.5, None, ["ease"]),),
+    {"total": 1.0},
 )
 
 
@@ -149,6 +156,7 @@ async def test_impressions_are_bounded_counted_and_of_the_schema() -> None:
     assert value is not None
     read = Impression.model_validate_json(value)
     assert (read.key, read.request_id, read.items[0].position, read.degraded) == (key, "r1", 1, "popular")
+    assert read.items[0].sources == ["ease"]
 
 
 async def test_impressions_that_wait_at_the_end_are_sent_or_counted() -> None:

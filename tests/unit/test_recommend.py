@@ -50,6 +50,17 @@ def test_answers_k_items_once_each_and_nothing_consumed(world: World) -> None:
     }
 
 
+def test_every_item_knows_its_sources_for_the_impression(world: World) -> None:
+    """As `explain` names them, without being asked, and again from the answer cache."""
+    told = world.answer(user_id="drama", k=40, explain=True)
+    plain = [world.answer(user_id="drama", k=40) for _ in range(2)]
+    named = [[source["family"] for source in explained(item)["sources"]] for item in told.items]
+    assert all(named)
+    for answer in (told, *plain):
+        assert [list(item.sources) for item in answer.items] == named
+    assert "sources" not in str(plain[0].body())
+
+
 def test_the_same_items_and_scores_alone_or_in_a_batch(world: World) -> None:
     random = np.random.default_rng(3)
     for user in range(40):

@@ -74,6 +74,31 @@ def unwinding() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def stopping() -> Iterator[threading.Event]:
+    """An event that the first SIGINT, SIGTERM or SIGHUP inside sets; the next one does what it did before."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def set_stop(_number: int, _frame: FrameType | None) -> None:
+        restore()
+        stop.set()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.getsignal(number) for number in ENDING}
+    for number in ENDING:
+        signal.signal(number, set_stop)
+    try:
+        yield stop
+    finally:
+        restore()
+
+
 def ignore_signals() -> None:
     """From here on nothing interrupts: what has been started is being ended."""
     if threading.current_thread() is threading.main_thread():

@@ -133,7 +133,7 @@ def end(home: Path, number: signal.Signals) -> bool:
         return False
     os.kill(pid, number)
     deadline = time.monotonic() + 30
-    while alive(home) is not None:
+    while alive(home) is not None or _threads(pid) > 1:
         if time.monotonic() > deadline:
             raise KafkaError(f"process {pid} has not ended within 30 s")
         _reap(pid)
@@ -207,7 +207,7 @@ def _configure(conf: Path, home: Path, port: int, properties: Mapping[str, str])
         if port not in (0, fixed):
             raise KafkaError(f"{home} was made with port {fixed}, not {port}: use that port or another --dir")
         port = fixed
-    port = port or _free_port()
+    port = port or free_port()
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -215,7 +215,7 @@ def _configure(conf: Path, home: Path, port: int, properties: Mapping[str, str])
         except OSError:
             raise KafkaError(f"port {port} is in use: end what listens there or name another --port") from None
     if not conf.exists():
-        controller = _free_port()
+        controller = free_port()
         settings = {
             **DEFAULTS,
             "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}",
@@ -253,13 +253,21 @@ def _pom() -> str:
     )
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port below those that outgoing connections get: a client that knocks at a dead broker could else take it."""
     for port in random.sample(range(10_000, 20_000), 200):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
     raise KafkaError("no free port between 10000 and 20000")
+
+
+def _threads(pid: int) -> int:
+    """Threads of a process; one that is being killed holds its ports until the last has gone."""
+    try:
+        return len(list(Path(f"/proc/{pid}/task").iterdir()))
+    except OSError:
+        return 0
 
 
 def _reap(pid: int) -> None:

@@ -5,6 +5,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,6 +20,7 @@ from scripts import bundles, data, show, system
 from scripts.session import lift_options, open_session
 
 if TYPE_CHECKING:
+    from app.lake.follow import Wait
     from tune.ingest import IngestReport
     from tune.report import SweepReport
 
@@ -95,7 +97,9 @@ def import_(
 
 @app.command(epilog="Example: manta ingest --json")
 def ingest(
-    follow: Annotated[bool, typer.Option("--follow", help="Go on until Ctrl-C, a commit every few seconds.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on until Ctrl-C (ends well), a commit every few seconds.")
+    ] = False,
     accept_gap: Annotated[
         bool, typer.Option("--accept-gap", help="Record offsets that are gone for good, and go on behind them.")
     ] = False,
@@ -103,11 +107,14 @@ def ingest(
 ) -> None:
     """Takes what is new in Kafka into the lake, each event exactly once."""
     from deployments.cluster import attach
+    from deployments.processes import stopping
 
     session = open_session()
     with attach(session.settings, session.home, say=show.say) as attached, show.progress("ingest") as bar:
-        options = {"follow": follow, "accept_gap": accept_gap}
-        result = _shown(take_in(attached.settings, session.home, bar.topic, **options))
+        with stopping() if follow else nullcontext() as stop:
+            wait = stop.wait if stop is not None else None
+            report = take_in(attached.settings, session.home, bar.topic, follow=wait, accept_gap=accept_gap)
+        result = _shown(report)
     if json_:
         show.as_json(result)
     else:
@@ -144,10 +151,10 @@ def take_in(
     home: Path,
     progress: Callable[[str, int, int], None],
     *,
-    follow: bool = False,
+    follow: "Wait | None" = None,
     accept_gap: bool = False,
 ) -> "IngestReport":
-    """One ingest on the Ray that is joined."""
+    """One ingest on the Ray that is joined; with `follow` until that says that it is time to stop."""
     from tune.ingest import run_ingest
 
     return run_ingest(settings, home, follow=follow, accept_gap=accept_gap, progress=progress)

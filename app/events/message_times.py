@@ -21,6 +21,7 @@ class MessageTimes:
             auto__offset__reset="earliest",
             enable__partition__eof=True,
             queued__min__messages=1,
+            fetch__queue__backoff__ms=5,
             fetch__message__max__bytes=1_000,
         )
         self._consumer = Consumer(config, logger=QuietLogger())
@@ -43,7 +44,6 @@ class MessageTimes:
             if message.error() is None:
                 known[place] = message.timestamp()[1]
             waiting.discard(place)
-            self._consumer.pause([TopicPartition(*place)])
         self._consumer.unassign()
         return known
 

@@ -73,6 +73,8 @@ class IngestJob:
         read: how ranges are read.
         accept_gap: record offsets that can never be read, and go on behind them.
         progress: called as blocks arrive.
+        stop: asked behind each commit: what is left is for the next run.
+        report: one to go on with.
     """
 
     def __init__(
@@ -83,16 +85,20 @@ class IngestJob:
         *,
         accept_gap: bool = False,
         progress: ReadProgress | None = None,
+        stop: Callable[[], bool] = lambda: False,
+        report: IngestReport | None = None,
     ) -> None:
-        self.report = IngestReport()
+        self.report = report or IngestReport()
         self._letters = DeadLetterBox(settings.kafka)
         self._read_chunk = read
         self._settings = settings
         self._lake = lake
         self._accept_gap = accept_gap
         self._progress = progress
+        self._stop = stop
         self._seen: SeenEvents | None = None
         self._seen_from: int | None = None
+        self._left: TopicOffsets | None = None  # where `events` stood after our last commit
         self._arrival = 0
 
     def close(self) -> None:
@@ -108,7 +114,8 @@ class IngestJob:
             MantaError: another ingest was first too many times.
         """
         for topic in TOPICS:
-            self.take(topic)
+            if not self._stop():
+                self.take(topic)
 
     def take(self, topic: str) -> None:
         """Brings one topic's table up to the log's end as it is now; raises as `take_all`."""
@@ -133,6 +140,8 @@ class IngestJob:
         now = snapshot(self._lake, topic)
         held = bounds(self._settings.kafka, [topic])[topic]
         stood = now.progress.topics.get(topic, TopicOffsets("", {}))
+        if topic == EVENTS and stood != self._left:
+            self._seen = None  # another has committed events that are not remembered
         ranges, gaps = plan_from(now, held, self._settings.kafka, accept_gap=self._accept_gap)
         target = TopicOffsets(held.topic_id, {cut.partition: cut.start for cut in ranges})
         todo = sum(len(cut) for cut in ranges)
@@ -150,6 +159,8 @@ class IngestJob:
             self._forget()
             gaps = []
             done += sum(len(cut) for cut in chunk)
+            if self._stop():
+                return
         if gaps or not todo:
             self._begin_letters(now)
             self._commit(topic, now, target, TABLES[topic].empty_table(), gaps, 0)
@@ -227,6 +238,8 @@ class IngestJob:
         else:
             append(now.source, accepted, progress, max_open_partitions=self._settings.lake.max_open_partitions)
         reach("ingest:committed")
+        if topic == EVENTS:
+            self._left = target
         self._count(topic, target, accepted, gaps, doubled)
         # Not the table as it stands by now: only what this very commit left behind is read on from
         return snapshot_of(topic, now.source)

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from app.api.application import create_edge
 from app.api.problems import Problem, internal, problem_of
 from app.api.schemas import PromoteBody, RecommendBody, SimilarBody, plain_filters
-from app.api.service import Json
+from app.api.service import Json, Step
 from app.chain.request import Answer, Request, similar
 from app.errors import NotFound, StateUnavailable
 from app.events.producer import EventProducer
@@ -24,6 +24,7 @@ from deployments import ingress
 from deployments.answering import Answering, Held
 from deployments.bundles import BundleStore
 from deployments.coordinator import Coordinator
+from deployments.figures import Figures
 from deployments.freshness import Follower
 from deployments.health import Tally
 from deployments.impressions import Impressions
@@ -83,6 +84,7 @@ class Gateway:
         self._state = StateReplica.of_home(self._home, name)
         self._follower = Follower(self._state, timeout_s=settings.state.catch_up_timeout_s, moved=self._moved)
         self._producer = EventProducer(settings.kafka, max_optional=settings.serve.impressions_buffer)
+        self._live_figures = Figures(settings, self._home, name, self._state)
         self._cache_folder = self._home / "cache" / name
         self._answering = Answering(
             settings,
@@ -153,6 +155,7 @@ class Gateway:
         self._metrics.dropped(dropped)
         if dropped:
             logger.warning("%d impressions of this replica were dropped", dropped)
+        self._live_figures.close()
         self._state.close()
         shutil.rmtree(self._cache_folder, ignore_errors=True)
 
@@ -317,6 +320,16 @@ class Gateway:
             raise NotFound(f"surface {surface!r}: wanted one of {', '.join(self.settings.surfaces)}")
         started: Json = await self._coordinator.ask("rollback", surface)
         return started
+
+    # Live figures
+
+    async def ctr(self, surface: str | None, first: int | None, end: int | None, step: Step, by_source: bool) -> Json:
+        """As `Service.ctr`."""
+        return await self._live_figures.ctr(surface, first, end, step, by_source)
+
+    async def trending(self, surface: str | None, k: int) -> Json:
+        """As `Service.trending`."""
+        return await self._live_figures.trending(surface, k)
 
     # Health
 

@@ -1,10 +1,11 @@
-"""The one writer of each node's state, as Ray actors: pinned, restarted by Ray, kept by one supervisor."""
+"""The writers of each node's state and figures, as Ray actors: pinned, restarted by Ray, kept by one supervisor."""
 
 import contextlib
 import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from app.settings import Settings
 from app.state.writer import StateWriterLoop
 from deployments.cluster import NAMESPACE
 from deployments.retention import RetentionWatch
+from deployments.stats_writer import STATS_PREFIX, start_stats_writer
 
 SUPERVISOR = "manta-state-supervisor"
 WRITER_PREFIX = "manta-state-writer-"
@@ -62,12 +64,13 @@ class StateWriter:
 
 
 class StateSupervisor:
-    """Keeps one writer on every living node."""
+    """Keeps one writer on every living node, and one of live figures beside it."""
 
     def __init__(self, settings: Settings, home: str) -> None:
         """Begins to keep them."""
         self._settings, self._home = settings, home
         self._writers: dict[str, ActorHandle] = {}
+        self._stats_writers: dict[str, ActorHandle] = {}
         self._retention = RetentionWatch(settings, Path(home))
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="state-supervisor", daemon=True)
@@ -84,12 +87,19 @@ class StateSupervisor:
     def _look(self) -> None:
         """Starts writers on new nodes, forgets those of nodes that have gone, replaces those that ended for good."""
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        for node in [node for node in self._writers if node not in alive]:
-            ray.kill(self._writers.pop(node))
-        for node in alive:
-            name = WRITER_PREFIX + node[:8]
-            if node not in self._writers or _gone(name):
-                self._writers[node] = _start_writer(name, node, self._settings, self._home)
+        self._keep_on(alive, self._writers, WRITER_PREFIX, _start_writer)
+        if self._settings.stats.enabled:
+            self._keep_on(alive, self._stats_writers, STATS_PREFIX, start_stats_writer)
+
+    def _keep_on(
+        self, nodes: set[str], writers: dict[str, ActorHandle], prefix: str, start: Callable[..., ActorHandle]
+    ) -> None:
+        for node in [node for node in writers if node not in nodes]:
+            ray.kill(writers.pop(node))
+        for node in nodes:
+            name = prefix + node[:8]
+            if node not in writers or _gone(name):
+                writers[node] = start(name, node, self._settings, self._home)
 
     def status(self) -> list[dict[str, Any]]:
         """`StateWriter.status` of each node; a writer that does not answer: its node, name and state `starting`."""
@@ -103,11 +113,12 @@ class StateSupervisor:
         self._stopped.set()
         self._retention.stop()
         self._thread.join()
-        for writer in self._writers.values():
+        for writer in (*self._writers.values(), *self._stats_writers.values()):
             with contextlib.suppress(RayActorError, GetTimeoutError):
                 ray.get(writer.stop.remote(), timeout=_ANSWER_S)
             ray.kill(writer)
         self._writers.clear()
+        self._stats_writers.clear()
 
 
 def ensure_state_writers(settings: Settings, home: Path) -> ActorHandle:

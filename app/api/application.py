@@ -16,17 +16,27 @@ from app.api.recommend import recommend_routes
 from app.api.routing import install_handlers, problems
 from app.api.schemas import ProblemAnswer
 from app.api.service import Service
+from app.api.stats import stats_routes
 from app.api.users import users_routes
 
 DESCRIPTION = (
-    "One endpoint: recommendations from the last second's events, the events themselves, items, users, bundles."
+    "One endpoint: recommendations from the last second's events, the events themselves, items, users, bundles, live "
+    "figures."
 )
 
 
 def create_application(service: Service) -> FastAPI:
     """All routes; the OpenAPI document at `/openapi.json`."""
     app = FastAPI(title="Manta", version=_version(), description=DESCRIPTION, redirect_slashes=False)
-    for routes in (recommend_routes, events_routes, items_routes, users_routes, bundles_routes, health_routes):
+    for routes in (
+        recommend_routes,
+        events_routes,
+        items_routes,
+        users_routes,
+        bundles_routes,
+        stats_routes,
+        health_routes,
+    ):
         app.include_router(routes(service))
     install_handlers(app)
     _document_problems(app)

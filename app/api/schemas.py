@@ -260,6 +260,88 @@ class BundlesAnswer(BaseModel):
     bundles: list[dict[str, Any]]
 
 
+class Figures(BaseModel):
+    """A window's figures of one surface, variant and bundle."""
+
+    start: str
+    end: str
+    surface: str
+    variant: str | None
+    bundle: str | None
+    source: str | None = Field(None, description="Only with `by=source`; null: no source is known.")
+    impressions: int
+    clicks: int = Field(description="Impressions that were clicked, counted in the impression's window.")
+    conversions: int
+    ctr: float
+    final: bool = Field(description="Whether later events leave it as it is.")
+
+
+class CtrAnswer(BaseModel):
+    """Windows in which something was shown, oldest first."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "buckets": [
+                        {
+                            "start": "2026-11-21T10:00:00Z",
+                            "end": "2026-11-21T11:00:00Z",
+                            "surface": "home",
+                            "variant": "champion",
+                            "bundle": "b-7",
+                            "impressions": 1200,
+                            "clicks": 54,
+                            "conversions": 3,
+                            "ctr": 0.045,
+                            "final": False,
+                        }
+                    ],
+                    "watermark": "2026-11-21T10:41:07.250000Z",
+                }
+            ]
+        }
+    )
+
+    buckets: list[Figures]
+    watermark: str | None = Field(description="Event time that every partition with events has reached.")
+
+
+class TrendingItem(BaseModel):
+    """An item with its events in the window; 0: it fills up from longer windows, or from all time."""
+
+    item_id: str
+    score: float = Field(description="Events by the surface's weights.")
+    count: int
+
+
+class Window(BaseModel):
+    """[start, end)."""
+
+    start: str | None
+    end: str | None
+
+
+class TrendingAnswer(BaseModel):
+    """Best first."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "items": [{"item_id": "318", "score": 41.0, "count": 41}],
+                    "window": {"start": "2026-11-20T11:00:00Z", "end": "2026-11-21T11:00:00Z"},
+                    "watermark": "2026-11-21T10:41:07.250000Z",
+                }
+            ]
+        }
+    )
+
+    items: list[TrendingItem]
+    window: Window
+    watermark: str | None = Field(description="The newest event time, from which windows count back.")
+
+
 class PromotionStarted(BaseModel):
     """The promotion to ask about; `state` as it was when the answer was made."""
 

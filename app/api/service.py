@@ -1,13 +1,14 @@
 """What the routes ask of whatever serves them: the gateway replica, or a fake in tests. Imports no transport."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from app.api.problems import Problem
 from app.api.schemas import PromoteBody, RecommendBody, SimilarBody
 from app.settings import Settings
 
 Json = Mapping[str, Any]
+Step = Literal["hour", "day", "week"]
 
 
 class Service(Protocol):
@@ -65,6 +66,14 @@ class Service(Protocol):
     async def promotion(self, promotion_id: str) -> Json: ...
 
     async def rollback(self, surface: str) -> Json: ...
+
+    async def ctr(self, surface: str | None, first: int | None, end: int | None, step: Step, by_source: bool) -> Json:
+        """`{"buckets", "watermark"}` of the windows that overlap [first, end), microseconds; None: all surfaces."""
+        ...
+
+    async def trending(self, surface: str | None, k: int) -> Json:
+        """`{"items", "window", "watermark"}`; None: the first surface."""
+        ...
 
     async def readiness(self) -> tuple[bool, Json]:
         """(ready, stage by stage)."""

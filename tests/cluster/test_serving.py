@@ -245,3 +245,36 @@ def test_gateways_scale_up_and_down(up: Run) -> None:
     with Load(up, ["home"], clients=1) as load:
         until(lambda: len(pids(up, "gateway")) == 2, 90, 1.0)
     assert load.wrong == []  # scaling down loses no request
+
+
+def test_live_figures_follow_answers_and_clicks(up: Run) -> None:
+    """Every answer counts as shown with its sources, a click on it once, and what is clicked trends, on any replica."""
+
+    def clicks() -> list[dict[str, Any]]:
+        status, found = ask(up, "GET", "/v1/stats/ctr?surface=related&step=day")
+        return [bucket for bucket in found["buckets"] if bucket["clicks"]] if status == 200 else []
+
+    status, answer = ask(up, "POST", "/v1/recommend", {"surface": "related", "user_id": "watched", "k": 5})
+    assert status == 200
+    what = {"request_id": answer["request_id"], "surface": "related", "event_type": "click", "user_id": "watched"}
+    shown = [item["item_id"] for item in answer["items"]]
+    for item, times in ((shown[0], 3), (shown[1], 2)):
+        for _ in range(times):
+            assert ask(up, "POST", "/v1/events", {**what, "item_id": item})[0] == 202
+    until(lambda: sum(bucket["clicks"] for bucket in clicks()) == 2, 30)
+    (bucket,) = clicks()
+    assert (bucket["variant"], bucket["bundle"], bucket["conversions"]) == ("champion", answer["bundle"], 0)
+    assert bucket["ctr"] == bucket["clicks"] / bucket["impressions"]
+    assert bucket["impressions"] >= 5
+    assert not bucket["final"]
+    _, by_source = ask(up, "GET", "/v1/stats/ctr?surface=related&step=day&by=source")
+    assert None not in {row["source"] for row in by_source["buckets"]}
+
+    def trends() -> bool:
+        found = [ask(up, "GET", "/v1/stats/trending?surface=related&k=20")[1]["items"] for _ in range(4)]
+        places = [[item["item_id"] for item in items if item["count"]] for items in found]
+        return all(shown[0] in ids and shown[1] in ids for ids in places)
+
+    until(trends, 15)
+    status, problem = ask(up, "GET", "/v1/stats/ctr?surface=nowhere")
+    assert (status, problem["status"]) == (404, 404)

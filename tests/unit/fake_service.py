@@ -5,7 +5,7 @@ from typing import Any
 
 from app.api.problems import Problem
 from app.api.schemas import PromoteBody, RecommendBody, SimilarBody
-from app.api.service import Json
+from app.api.service import Json, Step
 from app.errors import BrokerUnavailable, Conflict, GateRefused, NotFound, RequestInvalid
 from app.settings import Settings
 
@@ -114,6 +114,22 @@ class FakeService:
         if surface not in self.settings.surfaces:
             raise NotFound(f"no surface {surface!r}")
         return {"promotion": "p1", "state": "loading"}
+
+    async def ctr(self, surface: str | None, first: int | None, end: int | None, step: Step, by_source: bool) -> Json:
+        self.asked.append((surface, first, end, step, by_source))
+        await self.trending(surface, 1)
+        figures = {"impressions": 4, "clicks": 1, "conversions": 0, "ctr": 0.25, "final": True}
+        who = {"surface": surface or "home", "variant": "champion", "bundle": "b1"}
+        source = {"source": "ease"} if by_source else {}
+        span = {"start": "2026-11-21T10:00:00Z", "end": "2026-11-21T11:00:00Z"}
+        return {"buckets": [{**span, **who, **source, **figures}], "watermark": "2026-11-21T10:41:07Z"}
+
+    async def trending(self, surface: str | None, k: int) -> Json:
+        if surface not in (None, *self.settings.surfaces):
+            raise NotFound(f"surface {surface!r}: wanted one of {', '.join(self.settings.surfaces)}")
+        window = {"start": "2026-11-20T11:00:00Z", "end": "2026-11-21T11:00:00Z"}
+        items = [{"item_id": "1", "score": 2.0, "count": 2}][:k]
+        return {"items": items, "window": window, "watermark": "2026-11-21T10:41:07Z"}
 
     async def readiness(self) -> tuple[bool, Json]:
         return self.ready, {"state": {"ready": self.ready}}

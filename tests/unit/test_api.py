@@ -273,3 +273,41 @@ async def test_the_hot_path_refuses_what_the_routes_refuse(client: httpx.AsyncCl
         headers = {"content-type": "application/json"}
         assert check_problem(await client.post("/v1/events", content=raw, headers=headers), 422)["errors"]
     assert (await client.post("/v1/events", json=[], params={"wait": "applied"})).status_code == 202
+
+
+async def test_figures_are_asked_for_by_time_step_and_source(client: httpx.AsyncClient, service: FakeService) -> None:
+    span = {"from": "2026-11-21T10:00:00+01:00", "to": "2026-11-21T12:00:00Z"}
+    response = await client.get("/v1/stats/ctr", params={"surface": "home", **span, "step": "day", "by": "source"})
+    assert response.status_code == 200
+    assert set(response.json()["buckets"][0]) == {
+        *("start", "end", "surface", "variant", "bundle", "source", "impressions", "clicks", "conversions", "ctr"),
+        "final",
+    }
+    assert service.asked[0] == ("home", 1_795_251_600_000_000, 1_795_262_400_000_000, "day", True)
+    plain = await client.get("/v1/stats/ctr")
+    assert service.asked[1] == (None, None, None, "hour", False)
+    assert "source" not in plain.json()["buckets"][0]
+    trending = (await client.get("/v1/stats/trending", params={"surface": "home", "k": 5})).json()
+    assert set(trending) == {"items", "window", "watermark"}
+
+
+@pytest.mark.parametrize(
+    ("path", "params", "status", "field"),
+    [
+        ("ctr", {"from": "yesterday"}, 422, "from"),
+        ("ctr", {"to": "2026-13-01T00:00:00Z"}, 422, "to"),
+        ("ctr", {"from": "2026-11-21T10:00:00Z", "to": "2026-11-21T10:00:00Z"}, 422, "from"),
+        ("ctr", {"step": "month"}, 422, "step"),
+        ("ctr", {"by": "variant"}, 422, "by"),
+        ("ctr", {"surfaces": "home"}, 422, "surfaces"),
+        ("ctr", {"surface": "nowhere"}, 404, None),
+        ("trending", {"surface": "nowhere"}, 404, None),
+        ("trending", {"k": "0"}, 422, "k"),
+        ("trending", {"k": "501"}, 422, "k"),
+    ],
+)
+async def test_wrong_questions_for_figures(
+    client: httpx.AsyncClient, path: str, params: dict[str, str], status: int, field: str | None
+) -> None:
+    problem = check_problem(await client.get(f"/v1/stats/{path}", params=params), status)
+    assert [error["field"] for error in problem["errors"]] == ([] if field is None else [field])

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 from app.errors import MantaError
+from app.events.connection import check_connection, guarded
+from app.settings import KafkaSettings
 from deployments.processes import Process, end
 
 # ApiVersions v0 with correlation id 1 and client "ping": any broker that is up answers it.
@@ -60,13 +62,18 @@ def answers(host: str, port: int) -> bool:
         return False
 
 
-def require(bootstrap_servers: str) -> None:
-    """Raises MantaError where none of the named brokers answers."""
-    for address in bootstrap_servers.split(","):
+def require(settings: KafkaSettings) -> None:
+    """Raises MantaError where none of the named brokers answers, or they turn this client away; says why."""
+    if guarded(settings):
+        check_connection(settings)
+        return
+    for address in settings.bootstrap_servers.split(","):
         host, _, port = address.strip().rpartition(":")
         if host and port.isdigit() and answers(host.strip("[]"), int(port)):
             return
-    raise MantaError(f"no Kafka broker answers at {bootstrap_servers}: start it, or correct kafka.bootstrap_servers")
+    raise MantaError(
+        f"no Kafka broker answers at {settings.bootstrap_servers}: start it, or correct kafka.bootstrap_servers"
+    )
 
 
 def _program() -> Path:

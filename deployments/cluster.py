@@ -104,7 +104,7 @@ def join(settings: Settings, home: Path, *, ray: bool, needs_broker: bool, say: 
             run = write(run.model_copy(update={"users": (*(u for u in run.living_users() if u != me), me)}))
             variables = child_environment(environment(settings, home, run.ports, run.session))
             if needs_broker:
-                run = _with_broker(run, variables, say)
+                run = _with_broker(run, settings, variables, say)
             if ray and run.ray is None:
                 say("starting Ray")
                 run = write(run.model_copy(update={"ray": _start_ray(settings, run, variables)}))
@@ -233,9 +233,9 @@ def _write_private(path: Path, text: str) -> None:
         file.write(text)
 
 
-def _with_broker(run: Run, variables: dict[str, str], say: Say) -> Run:
+def _with_broker(run: Run, settings: Settings, variables: dict[str, str], say: Say) -> Run:
     if not run.embedded_broker:
-        broker.require(run.kafka)
+        broker.require(run.settings(settings).kafka)
         return run
     if run.broker is not None and run.broker.alive():
         return run

@@ -1,10 +1,14 @@
 """How Manta reaches the broker: one set of settings for confluent-kafka and for kafka-python."""
 
 import logging
+import ssl
 import time
+from collections.abc import Mapping
 from typing import Any
 
-from app.errors import SettingsError
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from app.errors import BrokerUnavailable, SettingsError
 from app.settings import KafkaSettings
 
 _REPEAT_S = 60.0
@@ -19,7 +23,12 @@ _ADMIN_NAMES = {
     "ssl.certificate.location": "ssl_certfile",
     "ssl.key.location": "ssl_keyfile",
     "ssl.key.password": "ssl_password",
+    "ssl.crl.location": "ssl_crlfile",
 }
+# Of TLS and SASL also these are understood; any other that both clients need would leave one of them outside.
+_ALSO = frozenset({"ssl.ca.pem", "ssl.endpoint.identification.algorithm", "enable.ssl.certificate.verification"})
+_LIBRDKAFKA_ALONE = frozenset({"ssl.cipher.suites", "ssl.curves.list", "ssl.sigalgs.list"})
+_TURNED_AWAY = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL})
 
 
 class QuietLogger:
@@ -84,13 +93,81 @@ def consumer_config(settings: KafkaSettings, **more: Any) -> dict[str, Any]:
 
 
 def admin_config(settings: KafkaSettings) -> dict[str, Any]:
-    """Arguments of kafka-python's clients for the same broker."""
-    named = {_ADMIN_NAMES[key]: value for key, value in settings.client.items() if key in _ADMIN_NAMES}
-    if settings.client.get("ssl.endpoint.identification.algorithm") == "none":
-        named["ssl_check_hostname"] = False  # type: ignore[assignment]
+    """Arguments of kafka-python's clients for the same broker.
+
+    Raises:
+        SettingsError: no broker is set, or `kafka.client` has a property of TLS or SASL that kafka-python has not.
+    """
+    given = settings.client
+    for key in given:
+        known = key in _ADMIN_NAMES or key in _ALSO or key in _LIBRDKAFKA_ALONE
+        if key.startswith(("sasl.", "ssl.")) and not known:
+            wanted = f"one of {', '.join(sorted([*_ADMIN_NAMES, *_ALSO, *_LIBRDKAFKA_ALONE]))}"
+            raise SettingsError("settings", f"kafka.client.{key}", given[key], wanted)
+    named: dict[str, Any] = {_ADMIN_NAMES[key]: value for key, value in given.items() if key in _ADMIN_NAMES}
+    for name in ("security_protocol", "sasl_mechanism"):
+        if name in named:
+            named[name] = named[name].upper()
+    if given.get("ssl.endpoint.identification.algorithm") == "none":
+        named["ssl_check_hostname"] = False
+    if given.get("enable.ssl.certificate.verification", "true").lower() == "false" or "ssl.ca.pem" in given:
+        named["ssl_context"] = _ssl_context(given)
     return {
         "bootstrap_servers": bootstrap_servers(settings).split(","),
         "client_id": "manta-admin",
         "reconnect_backoff_max_ms": 500,
         **named,
     }
+
+
+def _ssl_context(given: Mapping[str, str]) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=given.get("ssl.ca.location"), cadata=given.get("ssl.ca.pem"))
+    context.check_hostname = given.get("ssl.endpoint.identification.algorithm") != "none"
+    if given.get("enable.ssl.certificate.verification", "true").lower() == "false":
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if "ssl.certificate.location" in given:
+        password = given.get("ssl.key.password")
+        context.load_cert_chain(given["ssl.certificate.location"], given.get("ssl.key.location"), password)
+    return context
+
+
+def guarded(settings: KafkaSettings) -> bool:
+    """Whether the broker asks for TLS or SASL."""
+    return settings.client.get("security.protocol", "PLAINTEXT").upper() != "PLAINTEXT"
+
+
+def turned_away(error: KafkaError) -> bool:
+    """Whether the broker refuses this client (password, certificate): trying again does not help."""
+    return error.code() in _TURNED_AWAY
+
+
+def check_connection(settings: KafkaSettings, timeout_s: float = 10.0) -> None:
+    """Returns once the broker has let this client in.
+
+    Raises:
+        BrokerUnavailable: it turns the client away (at once), or does not answer within `timeout_s`; says why.
+        SettingsError: a property of `kafka.client` that librdkafka does not have.
+    """
+    address = bootstrap_servers(settings)
+    errors: list[KafkaError] = []
+    silent = logging.getLogger("manta.kafka.check")
+    silent.addHandler(logging.NullHandler())
+    silent.propagate = False
+    try:
+        client = Producer(client_config(settings, error_cb=errors.append), logger=silent)
+    except KafkaException as error:
+        raise SettingsError("settings", "kafka.client", sorted(settings.client), error.args[0].str()) from None
+    deadline = time.monotonic() + timeout_s
+    while True:
+        client.poll(0)
+        if refusals := [error for error in errors if turned_away(error)]:
+            raise BrokerUnavailable(f"Kafka at {address} turns this client away: {refusals[0].str()}")
+        try:
+            client.list_topics(timeout=0.3)
+        except KafkaException as error:
+            if time.monotonic() > deadline:
+                reason = errors[0] if errors else error.args[0]
+                raise BrokerUnavailable(f"Kafka at {address} does not answer: {reason.str()}") from None
+        else:
+            return

@@ -10,7 +10,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from app.errors import BrokerUnavailable
-from app.events.connection import QuietLogger, bootstrap_servers, client_config
+from app.events.connection import QuietLogger, bootstrap_servers, client_config, turned_away
 from app.settings import KafkaSettings
 
 Record = tuple[bytes, bytes | None]
@@ -63,6 +63,7 @@ class EventProducer:
         self.failed = 0
         self._lock = threading.Lock()
         self._fatal = False
+        self._refusal = ""  # why the broker turns us away, while it does
         self._closed = False
         self._log = QuietLogger()
         self._producer = self._connect()
@@ -129,7 +130,8 @@ class EventProducer:
         Raises:
             BrokerUnavailable: a delivery failed or timed out.
         """
-        bulk = _Bulk()
+        self._refusal = ""
+        bulk = _Bulk(self._address, lambda: self._refusal)
         sent = 0
         for key, value in messages:
             while sent - bulk.done >= self._max_in_flight or not self._offer(topic, key, value, bulk.acknowledge):
@@ -141,6 +143,7 @@ class EventProducer:
                 if progress is not None:
                     progress(bulk.done)
         while bulk.done < sent:
+            bulk.raise_failure()
             time.sleep(0.001)
         bulk.raise_failure()
         if progress is not None:
@@ -161,6 +164,8 @@ class EventProducer:
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal():
             self._fatal = True
+        if turned_away(error):
+            self._refusal = f"; it turns this client away: {error.str()}"
         self._log.log(logging.WARNING, "%s: Kafka at %s: %s", error.name(), self._address, error.str())
 
     def _poll(self) -> None:
@@ -214,8 +219,9 @@ class EventProducer:
             self._release(1)
             if error is not None:
                 self.failed += 1
-                batch.abandon(f"Kafka at {self._address}: {error.str()}")
+                batch.abandon(f"Kafka at {self._address}: {error.str()}{self._refusal}")
             else:
+                self._refusal = ""
                 batch.acknowledge(place, message.partition(), message.offset())
 
         return done
@@ -224,6 +230,8 @@ class EventProducer:
         with self._lock:
             self.optional_in_flight -= 1
             self.dropped += error is not None
+        if error is None:
+            self._refusal = ""
 
 
 class _Batch:
@@ -260,9 +268,10 @@ class _Batch:
 
 
 class _Bulk:
-    """The count of one `send_blocking`."""
+    """The count of one `send_blocking`; a broker that turns us away ends it at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str, refusal: Callable[[], str]) -> None:
+        self._address, self._refusal = address, refusal
         self.done = 0
         self.failure: str | None = None
 
@@ -272,5 +281,6 @@ class _Bulk:
         self.done += 1
 
     def raise_failure(self) -> None:
-        if self.failure is not None:
-            raise BrokerUnavailable(f"Kafka: {self.failure}")
+        refusal = self._refusal()
+        if self.failure is not None or refusal:
+            raise BrokerUnavailable(f"Kafka at {self._address}: {self.failure or 'sending has stopped'}{refusal}")

@@ -10,7 +10,7 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError
 from kafka.protocol.consumer import IsolationLevel
 
 from app.errors import BrokerUnavailable
-from app.events.connection import admin_config, bootstrap_servers
+from app.events.connection import admin_config, bootstrap_servers, check_connection, guarded
 from app.events.limits import complaints, refuse_compaction, topic_limits
 from app.events.ranges import TopicBounds
 from app.events.schema import COMPACTED, DLQ, EVENTS, IMPRESSIONS, ITEMS, PUBLISHED, USERS
@@ -37,9 +37,12 @@ def administration(settings: KafkaSettings) -> Iterator[KafkaAdminClient]:
     logging.getLogger("kafka").setLevel(logging.CRITICAL)  # what it would log, the error below says in one line
     client = None
     try:
-        client = KafkaAdminClient(**admin_config(settings), request_timeout_ms=10_000, bootstrap_timeout_ms=10_000)
+        patience_ms = 4_000 if guarded(settings) else 10_000  # a client that is turned away would knock until then
+        client = KafkaAdminClient(**admin_config(settings), request_timeout_ms=10_000, bootstrap_timeout_ms=patience_ms)
         yield client
     except KafkaError as error:
+        if client is None and guarded(settings):
+            check_connection(settings, 2.0)  # says why: kafka-python only says that it was not let in
         raise BrokerUnavailable(f"Kafka at {address}: {error or type(error).__name__}") from None
     finally:
         if client is not None:

@@ -20,6 +20,8 @@ SHOWN = pa.struct(
     ]
 )
 
+_SHOWN_FIELDS = tuple(field.name for field in SHOWN)
+
 IMPRESSION_COLUMNS = pa.schema(
     [
         ("request_id", pa.string()),
@@ -69,7 +71,7 @@ def _validate(raw: object) -> Impression:
 def _row(topic: str, record: dict[str, Any], found: Impression) -> dict[str, Any]:
     row = {name: getattr(found, name) for name in ("request_id", "surface", "variant", "bundle", "degraded")}
     row |= {"user_id": found.user_id, "session_id": found.session_id, "schema_version": found.schema_version}
-    items = [item.model_dump(include={"item_id", "position", "score", "propensity", "sources"}) for item in found.items]
+    items = [{name: getattr(item, name) for name in _SHOWN_FIELDS} for item in found.items]
     return row | {
         "time": parse_time(found.time),
         "items": items,

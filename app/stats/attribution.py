@@ -12,7 +12,10 @@ import orjson
 # Plain JSON. `a`: the answer (time, surface, variant, bundle, sources by item) or None; `r`: by item what was posted
 # (time, surface, variant, bundle) or None, and the times of clicks and of conversions. Microseconds.
 Record = dict[str, Any]
+Counts = tuple[int, int, int]  # impressions, clicks, conversions
 POSTED, CLICKED, CONVERTED = 0, 1, 2
+_SHOWN: Counts = (1, 0, 0)
+_NO_SOURCE: tuple[str | None, ...] = (None,)
 _MOST_TIMES = 32  # clicks of one item of one answer that are told apart
 
 
@@ -25,9 +28,6 @@ class Place(NamedTuple):
     bundle: str | None
     by_source: bool = False
     source: str | None = None
-
-
-Counts = tuple[int, int, int]  # impressions, clicks, conversions
 
 
 def new_record() -> Record:
@@ -77,14 +77,14 @@ def contributions(record: Record, posted_surfaces: frozenset[str], window_us: in
             answered item counts.
         window_us: how far a reaction's time may lie from the impression's.
     """
-    found: dict[Place, Counts] = {}
+    tallies: dict[Place, _Tally] = {}
     answer, reactions = record["a"], record["r"]
     if answer is not None and answer[1] not in posted_surfaces:
         time, surface, variant, bundle, items = answer
+        tally = tallies[Place(time, surface, variant, bundle)] = {}
         for item_id, sources in items.items():
-            parts = reactions.get(item_id)
-            _add(found, Place(time, surface, variant, bundle), sources, _counts(time, parts, window_us))
-        return found
+            _add(tally, sources, _counts(time, reactions.get(item_id), window_us))
+        return _places(tallies)
     for item_id, parts in reactions.items():
         if (posted := parts[POSTED]) is None:
             continue
@@ -94,19 +94,36 @@ def contributions(record: Record, posted_surfaces: frozenset[str], window_us: in
             _, surface, variant, bundle, items = answer
             sources = items.get(item_id)
         if surface in posted_surfaces:
-            _add(found, Place(time, surface, variant, bundle), sources, _counts(time, parts, window_us))
-    return found
+            tally = tallies.setdefault(Place(time, surface, variant, bundle), {})
+            _add(tally, sources, _counts(time, parts, window_us))
+    return _places(tallies)
+
+
+_Tally = dict[tuple[str | None, ...], list[int]]  # (): all; (source,): what a source named
 
 
 def _counts(time: int, parts: list[Any] | None, window_us: int) -> Counts:
     if parts is None:
-        return 1, 0, 0
+        return _SHOWN
     clicked, converted = (any(abs(one - time) <= window_us for one in parts[kind]) for kind in (CLICKED, CONVERTED))
     return 1, int(clicked), int(converted)
 
 
-def _add(found: dict[Place, Counts], place: Place, sources: list[str] | None, counts: Counts) -> None:
-    """Once for the place, and once for each source that named the item (`None`: no source is known)."""
-    for one in (place, *(place._replace(by_source=True, source=source) for source in sources or (None,))):
-        held = found.get(one)
-        found[one] = counts if held is None else (held[0] + counts[0], held[1] + counts[1], held[2] + counts[2])
+def _add(tally: _Tally, sources: list[str] | None, counts: Counts) -> None:
+    """Once for all, and once for each source that named the item (`None`: no source is known)."""
+    for who in ((), *((source,) for source in sources or _NO_SOURCE)):
+        held = tally.get(who)
+        if held is None:
+            tally[who] = list(counts)
+        else:
+            held[0] += counts[0]
+            held[1] += counts[1]
+            held[2] += counts[2]
+
+
+def _places(tallies: dict[Place, _Tally]) -> dict[Place, Counts]:
+    return {
+        place._replace(by_source=True, source=who[0]) if who else place: (counts[0], counts[1], counts[2])
+        for place, tally in tallies.items()
+        for who, counts in tally.items()
+    }

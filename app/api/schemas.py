@@ -304,7 +304,7 @@ class CtrAnswer(BaseModel):
     )
 
     buckets: list[Figures]
-    watermark: str | None = Field(description="Event time that every partition with events has reached.")
+    watermark: str | None = Field(description="Event time that every partition has reached that is not silent.")
 
 
 class TrendingItem(BaseModel):

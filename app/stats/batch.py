@@ -27,7 +27,7 @@ class StatsBatch:
         impressions: IMPRESSION_COLUMNS.
         offsets: (topic, partition) → next offset once this batch is applied.
         partitions: every partition that is read, with messages or without.
-        idle: partitions that are read to their end and silent, which hold the watermark back no longer.
+        idle: those that are read to their end and silent: they hold nothing back.
         skipped: messages left out, by reason.
         jumps: offsets that were not there to be read, by kind.
     """

@@ -1,7 +1,7 @@
 """The live figures as a pure fold over accepted messages: the same whatever the batches, however often they come."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +34,10 @@ class Progress:
     """How far the figures are, microseconds since 1970; None: no events yet.
 
     Attributes:
-        watermark: what every partition that has anything has reached.
+        watermark: what every partition has reached that is not silent.
         as_of: the highest event time of the events.
-        complete: what every partition has reached or is silent about; what ends so far below it does not change.
+        complete: the same, once every partition has had a row or is known to be silent; what ends far enough below it
+            does not change any more.
     """
 
     watermark: int | None = None
@@ -98,8 +99,8 @@ class StatsFold:
         events = self._accepted(after(batch.events, self._offsets[EVENTS]), draft)
         late_answers = self._advance(IMPRESSIONS, impressions, "time", now_us)
         late_events = self._advance(EVENTS, events, "event_time", now_us)
-        self._move(batch)
         self._join(impressions.filter(pa.array(~late_answers)), events.filter(pa.array(~late_events)), draft)
+        self._move(batch.partitions, frozenset(batch.idle))
         self._count_items(events, late_events, draft)
         self._let_go(draft)
         for topic, partition in batch.offsets:
@@ -108,10 +109,11 @@ class StatsFold:
         draft.put(META, STATE, self._saved())
         draft.write()
 
-    def held_back_by(self, places: Iterable[Place]) -> bool:
-        """Whether any of these partitions stands below the highest time of all."""
-        high = self._high()
-        return bool(high) and any(self._watermarks[topic].heights.get(p, high - 1) < high for topic, p in places)
+    def held_back_by(self, partitions: Iterable[Place], idle: Collection[Place]) -> bool:
+        """Whether more would be complete if these of the partitions held nothing back."""
+        complete = self.progress.complete
+        reached = self._reached(partitions, idle) if self._high() else None
+        return reached is not None and (complete is None or reached > complete)
 
     def list_trending(self) -> None:
         """Makes the lists of trending items anew from what is held."""
@@ -142,24 +144,28 @@ class StatsFold:
         self.late[topic] += int(late.sum())
         return late
 
-    def _move(self, batch: StatsBatch) -> None:
-        """Lifts silent partitions, and says how far everything is."""
-        for topic, partition in batch.partitions:
-            self._watermarks[topic].expect([partition])
-        high = max((mark.high for mark in self._watermarks.values() if mark.high is not None), default=None)
-        if high is None:
+    def _move(self, partitions: Iterable[Place], idle: Collection[Place]) -> None:
+        """Says how far everything is."""
+        heights = [height for mark in self._watermarks.values() for height in mark.heights.values()]
+        if not heights:
             return
-        for topic, partition in batch.idle:
-            self._watermarks[topic].lift(partition, high)
-        reached = [height for mark in self._watermarks.values() for height in mark.heights.values()]
-        lows = [mark.low for mark in self._watermarks.values()]
-        complete = self.progress.complete
-        if None not in lows:
-            low = min(low for low in lows if low is not None)
-            complete = low if complete is None else max(complete, low)
-        self.progress = Progress(min(reached), self._watermarks[EVENTS].high, complete)
+        complete = self._reached(partitions, idle)
+        if complete is None or (self.progress.complete or complete) > complete:
+            complete = self.progress.complete
+        watermark = min(heights) if complete is None else complete
+        self.progress = Progress(watermark, self._watermarks[EVENTS].high, complete)
+
+    def _reached(self, partitions: Iterable[Place], idle: Collection[Place]) -> int | None:
+        """What every partition has reached that is not idle; None: one of them has had no row yet."""
+        heights = [self._watermarks[topic].heights.get(p) for topic, p in partitions if (topic, p) not in idle]
+        found = [height for height in heights if height is not None]
+        if len(found) < len(heights):
+            return None
+        return min(found) if found else self._high()
 
     def _join(self, impressions: pa.Table, events: pa.Table, draft: Draft) -> None:
+        """Adds rows that are not late to the figures, but for those that lie in windows that are final."""
+        impressions, events = self._open(IMPRESSIONS, impressions, "time"), self._open(EVENTS, events, "event_time")
         reacting = pc.is_in(events["event_type"], value_set=pa.array(sorted(self._kinds), pa.string()))
         events = events.filter(reacting)
         about = pc.and_(pc.is_valid(events["request_id"]), pc.is_valid(events["item_id"]))
@@ -169,6 +175,15 @@ class StatsFold:
         high = self._high()
         oldest = {family: high - high % SIZES[family] - kept for family, kept in self._kept.items()}
         add_figures(changed, draft, oldest)
+
+    def _open(self, topic: str, rows: pa.Table, time: str) -> pa.Table:
+        """Without rows from before everything that is complete: a partition that was silent brings them."""
+        if self.progress.complete is None:
+            return rows
+        final = self.progress.complete - self._watermarks[topic].allowed_lateness_us - self._attribution_us
+        closed = rows[time].cast(pa.int64()).to_numpy() < final
+        self.late[topic] += int(closed.sum())
+        return rows.filter(pa.array(~closed)) if closed.any() else rows
 
     def _count_items(self, events: pa.Table, late: NDArray[np.bool_], draft: Draft) -> None:
         counted = self._trending.counts(events.append_column("late", pa.array(late)))

@@ -90,23 +90,22 @@ class Trending:
         if now_us is None:
             return {"start": None, "end": None, "items": []}
         weights, totals = self._weights[surface], _Totals()
-        newest, upto = self._first_hour(now_us, 1) + HOUR_US, None
+        end = upto = self._first_hour(now_us, 1) + HOUR_US
         items: dict[str, list[Any]] = {}
         for hours in self._hours:
             start = self._first_hour(now_us, hours)
             for name in {_ANY, surface}:
                 prefix = name.encode() + _SEPARATOR
-                last = prefix + _LAST * 9 if upto is None else prefix + time_key(upto)
-                for key, value in held.scan(ITEM_HOURS, prefix + time_key(start), last):
+                for key, value in held.scan(ITEM_HOURS, prefix + time_key(start), prefix + time_key(upto)):
                     totals.add(key[len(prefix) + 8 :], value, weights)
-            totals.fill(items, counted=upto is None)
+            totals.fill(items, counted=upto == end)
             upto = start
             if len(items) >= LONGEST:
                 break
         else:
             self._fill_from_all_time(held, surface, weights, items)
         found = [[item_id, *counts] for item_id, counts in items.items()]
-        return {"start": self._first_hour(now_us, self._hours[0]), "end": newest, "items": found[:LONGEST]}
+        return {"start": self._first_hour(now_us, self._hours[0]), "end": end, "items": found[:LONGEST]}
 
     @staticmethod
     def _fill_from_all_time(

@@ -112,7 +112,7 @@ class StatsWriterLoop:
             self._heard.setdefault(place, now)
         idle_s = self._settings.stats.idle_s
         idle = [place for place, left in behind.items() if not left and now - self._heard[place] > idle_s]
-        if fold.held_back_by(idle):
+        if fold.held_back_by(behind, idle):
             fold.apply(StatsBatch(partitions=behind, idle=idle), now_us=time.time_ns() // 1000)
         if sum(self._lag.values()) < _NEARLY_READ:
             fold.forget_identities(int(time.time() * 1000))

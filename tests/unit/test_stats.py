@@ -197,12 +197,20 @@ def test_trending_is_the_newest_window_filled_from_longer_ones_and_from_all_time
     assert fold.late[EVENTS] == 1
 
 
-def test_a_silent_partition_is_lifted_and_then_figures_are_final() -> None:
+def test_a_silent_partition_holds_nothing_back_and_changes_nothing_that_is_final() -> None:
     held, log = MemoryHeld(), Log()
     fold = StatsFold(held, SETTINGS)
-    fold.apply(log.batch(answer(0, "r1")), now_us=NOW)
-    assert (fold.progress.watermark, fold.progress.complete) == (MONDAY, None)
-    assert fold.held_back_by([(EVENTS, 0)])
-    fold.apply(StatsBatch(partitions=[(EVENTS, 0)], idle=[(EVENTS, 0)]), now_us=NOW)
-    assert fold.progress.complete == MONDAY
-    assert not fold.held_back_by([(EVENTS, 0), (IMPRESSIONS, 0)])
+    both = [(EVENTS, 0), (IMPRESSIONS, 0)]
+    fold.apply(log.batch(answer(0, "r1"), answer(300, "r2")), now_us=NOW)
+    assert (fold.progress.watermark, fold.progress.complete) == (MONDAY + 300 * MINUTE, None)
+    assert not fold.held_back_by(both, [])
+    assert fold.held_back_by(both, both)
+    fold.apply(StatsBatch(partitions=both, idle=both), now_us=NOW)
+    assert fold.progress.complete == MONDAY + 300 * MINUTE
+    assert not fold.held_back_by(both, both)
+    assert held.get(ANSWERS, [b"r1"]) == [None]
+    more = (event(1, request_id="r1"), event(2, "a", "impression", request_id="r9", surface="mail"))
+    fold.apply(log.batch(*more, event(290, request_id="r2")), now_us=NOW)
+    assert fold.late[EVENTS] == 2
+    assert _clicks(held) == [1]
+    assert [one for one in fold._trending.lists(held, MONDAY)["home"]["items"] if one[2]] == [["a", 1.0, 1]]  # in time

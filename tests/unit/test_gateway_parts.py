@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -159,6 +160,21 @@ async def test_impressions_are_bounded_counted_and_of_the_schema() -> None:
     assert read.items[0].sources == ["ease"]
 
 
+async def test_a_share_of_the_answers_is_logged_the_same_ones_everywhere() -> None:
+    chosen = []
+    for share in (0.0, 0.25, 0.25, 1.0):
+        topic = Topic(room=1000)
+        impressions = Impressions(topic, 1000, share)
+        for number in range(1000):
+            impressions.log(Request(user_id="u"), replace(ANSWER, request_id=f"{number:x}"), 0)
+        impressions.close(5.0)
+        chosen.append([Impression.model_validate_json(value or b"").request_id for _, _, value in topic.sent])
+        assert impressions.dropped == 0
+    assert [len(one) for one in chosen[::3]] == [0, 1000]
+    assert chosen[1] == chosen[2]
+    assert 150 < len(chosen[1]) < 350
+
+
 async def test_impressions_that_wait_at_the_end_are_sent_or_counted() -> None:
     topic = Topic(room=400)
     impressions = Impressions(topic, 1000)
@@ -190,6 +206,7 @@ async def test_a_replica_that_closes_counts_the_impressions_that_it_could_not_se
         _producer=topic,
         _metrics=counted,
         _state=topic,
+        _live_figures=topic,
         _cache_folder=tmp_path / "cache",
     )
     replica._close = lambda: Gateway._close(replica)  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ def identity_hashes(user_id: pa.ChunkedArray, session_id: pa.ChunkedArray, event
 def named_by_place(events: pa.Table) -> NDArray[np.bool_]:
     """bool (n,): events that came without an id and are named `topic/partition/offset`.
 
-    Nothing else is the same as one of them: at its place in a topic that was made anew stands another event.
+    No earlier event is the same as one of them, not even the one at its place in a topic that was there before.
     """
     names = events["event_id"]
     likely: NDArray[np.bool_] = pc.fill_null(pc.starts_with(names, f"{EVENTS}/"), False).to_numpy()
@@ -109,12 +109,15 @@ class SeenEvents:
         kept = [(hashes[times >= least], times[times >= least]) for hashes, times in self._runs]
         self._runs = [(hashes, times) for hashes, times in kept if len(times)]
 
-    def duplicates(self, hashes: Hashes, times: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def duplicates(
+        self, hashes: Hashes, times: NDArray[np.int64], never: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.bool_]:
         """Which of these events count already, among the remembered ones or among themselves (the first stays).
 
         Args:
             hashes: uint64 (n, 2), in the order in which the first one wins.
             times: int64 (n,), arrival in milliseconds.
+            never: bool (n,), those that count whatever was before (`named_by_place`).
         """
         order = np.argsort(hashes[:, 0], kind="stable")
         ordered = hashes[order]
@@ -123,12 +126,14 @@ class SeenEvents:
             known |= self._in_run(ordered, times[order], run, run_times)
         doubled = np.zeros(len(order), bool)
         doubled[order] = known
+        if never is not None:
+            doubled &= ~never
         twins = np.zeros(len(order), bool)
         same = np.all(ordered[1:] == ordered[:-1], axis=1)
         twins[1:] |= same
         twins[:-1] |= same
         if twins.any():
-            self._strike_twins(order[twins], hashes, times, doubled)
+            self._strike_twins(order[twins], hashes, times, doubled, never)
         return doubled
 
     def _in_run(
@@ -149,7 +154,12 @@ class SeenEvents:
         return found
 
     def _strike_twins(
-        self, rows: NDArray[np.int64], hashes: Hashes, times: NDArray[np.int64], doubled: NDArray[np.bool_]
+        self,
+        rows: NDArray[np.int64],
+        hashes: Hashes,
+        times: NDArray[np.int64],
+        doubled: NDArray[np.bool_],
+        never: NDArray[np.bool_] | None,
     ) -> None:
         """Among events of the same identity each accepted one takes out the later ones within the horizon."""
         accepted: dict[tuple[int, int], list[int]] = {}
@@ -158,7 +168,8 @@ class SeenEvents:
                 continue
             arrivals = accepted.setdefault((int(hashes[row, 0]), int(hashes[row, 1])), [])
             arrived = int(times[row])
-            if any(abs(arrived - other) < self.horizon_ms for other in arrivals):
+            counts = never is not None and bool(never[row])
+            if not counts and any(abs(arrived - other) < self.horizon_ms for other in arrivals):
                 doubled[row] = True
             else:
                 arrivals.append(arrived)

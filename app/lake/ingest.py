@@ -196,7 +196,7 @@ class IngestJob:
         times = events["record_time"].cast(pa.int64()).to_numpy() // 1000
         self._arrival = int(times.min())
         seen = self._remember(now, self._arrival)
-        doubled = seen.duplicates(hashes, times) & ~named_by_place(events)
+        doubled = seen.duplicates(hashes, times, named_by_place(events))
         seen.add(hashes[~doubled], times[~doubled])
         return events.filter(pa.array(~doubled)) if doubled.any() else events
 

@@ -158,6 +158,9 @@ class ServeSettings(Section):
     max_batch: int = Field(32, ge=1, le=1024, description="Requests one micro-batch holds at most.")
     batch_wait_ms: float = Field(2.0, ge=0, description="Longest wait for the clients of the last batch to come back.")
     max_ongoing_requests: int = Field(256, ge=1, description="Requests a gateway works on; beyond: 429.")
+    impressions_share: float = Field(
+        1.0, ge=0, le=1, description="Share of the answers, drawn by request id, that are logged to `impressions`."
+    )
     impressions_buffer: int = Field(50_000, ge=1, description="Impressions waiting for the broker; beyond: dropped.")
 
 

@@ -92,7 +92,9 @@ class Gateway:
             self._follower,
             folder=self._cache_folder,
             remote=RemoteStages(retriever, ranker) if retriever is not None and ranker is not None else None,
-            impressions=Impressions(self._producer, settings.serve.impressions_buffer),
+            impressions=Impressions(
+                self._producer, settings.serve.impressions_buffer, settings.serve.impressions_share
+            ),
             metrics=self._metrics,
         )
         self._kinds: dict[str, str] = {}

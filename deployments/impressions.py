@@ -1,10 +1,11 @@
-"""Every answer goes to the topic `impressions`: behind the answer, bounded, and what is dropped is counted."""
+"""Answers go to the topic `impressions`, all or a sample: behind the answer, bounded, what is dropped is counted."""
 
 import asyncio
 import logging
 import time
 from collections import deque
 from typing import Protocol
+from zlib import crc32
 
 import orjson
 
@@ -15,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 FLUSH_S = 0.1  # many messages at once are few requests to the broker
 AT_ONCE = 256
+_HASHES = 1 << 32
 
 
 class Optional(Protocol):
@@ -31,9 +33,10 @@ class Impressions:
         dropped: never handed over.
     """
 
-    def __init__(self, producer: Optional, limit: int) -> None:
-        """`limit`: answers that may wait here; beyond, they are dropped."""
+    def __init__(self, producer: Optional, limit: int, share: float = 1.0) -> None:
+        """`limit`: answers that may wait here; beyond, they are dropped. `share` (0 to 1): of answers to log."""
         self._producer = producer
+        self._below = int(share * _HASHES)
         self._limit = limit
         self._waiting: deque[tuple[Request, Answer, int]] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -41,7 +44,9 @@ class Impressions:
         self.dropped = 0
 
     def log(self, request: Request, answer: Answer, now_us: int) -> None:
-        """Notes an answer; its message is made and sent later. `now_us`: microseconds since 1970."""
+        """Notes an answer of the sample; its message is made and sent later. `now_us`: microseconds since 1970."""
+        if self._below < _HASHES and crc32(answer.request_id.encode()) >= self._below:
+            return
         if len(self._waiting) >= self._limit:
             self.dropped += 1
             return

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from app.events.identity import identity_hashes
+from app.events.identity import identity_hashes, named_by_place
 from app.stats.held import SEEN, Draft, Held
 
 _I64 = struct.Struct("<q")
@@ -30,9 +30,10 @@ class Identities:
         asked = list(set(keys))
         seen = {key: value or b"" for key, value in zip(asked, draft.get(SEEN, asked), strict=True)}
         repeated = np.zeros(len(keys), np.bool_)
+        never = named_by_place(events).tolist()
         for place, (key, arrived) in enumerate(zip(keys, arrivals, strict=True)):
             held = seen[key]
-            if held and any(abs(arrived - other) < self._horizon_ms for (other,) in _I64.iter_unpack(held)):
+            if not never[place] and any(abs(arrived - other) < self._horizon_ms for (other,) in _I64.iter_unpack(held)):
                 repeated[place] = True
                 continue
             seen[key] = held + _I64.pack(arrived)

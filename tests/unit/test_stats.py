@@ -171,6 +171,22 @@ def test_a_write_that_fails_changes_nothing_and_is_done_again() -> None:
         assert fold.totals["events"] == 1
 
 
+def test_what_repeats_counts_once_but_not_what_has_no_id_of_its_own() -> None:
+    """As in lake and state: an event named by its place is another one in a topic that was made anew."""
+    held, log = MemoryHeld(), Log()
+    fold = StatsFold(held, SETTINGS)
+    fold.apply(
+        log.batch(event(0, event_id="x"), event(1, event_id="x"), event(2, event_id=f"{EVENTS}/0/2")), now_us=NOW
+    )
+    assert fold.totals["duplicates"] == 1
+    fold._offsets[EVENTS] = {0: 0}
+    again = Log()
+    fold.apply(again.batch(event(0, event_id="x"), event(1), event(3, event_id=f"{EVENTS}/0/2")), now_us=NOW)
+    assert fold.totals["duplicates"] == 2
+    fold.list_trending()
+    assert fold._trending.lists(held, MONDAY)["home"]["items"] == [["a", 4.0, 4]]
+
+
 def test_trending_is_the_newest_window_filled_from_longer_ones_and_from_all_time() -> None:
     held, log = MemoryHeld(), Log()
     fold = StatsFold(held, SETTINGS)

@@ -1,22 +1,20 @@
-"""Files of events, items or users (Parquet, CSV, JSON lines) through Kafka, by the rules of any other message."""
+"""Rows of files, object stores and databases through Kafka, by the rules of any other message."""
 
-import gzip
 import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet
 
 from app.errors import MantaError
 from app.events.columns import RECORDS, decode
+from app.events.import_columns import IDS, event_values, plain
+from app.events.import_sources import Row, Source
 from app.events.producer import EventProducer
 from app.events.schema import (
     EVENTS,
@@ -31,64 +29,71 @@ from app.events.schema import (
 )
 from app.settings import EventSettings, Settings
 
-Row = dict[str, Any]
-_BATCH = 20_000
 _SHOWN = 20
-_IDS = ("event_id", "user_id", "session_id", "item_id", "surface", "request_id", "variant", "bundle")
 _DELIVERY_S = 60.0
+Message = tuple[bytes, bytes]
 
 
-def import_file(
-    path: Path,
+def import_rows(
+    source: Source,
     kind: str,
     column_map: Mapping[str, str],
     settings: Settings,
+    *,
+    dry_run: bool = False,
+    refused_file: Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Sends every row of a file to its topic and waits until all are acknowledged.
+    """Sends every row of a source to its topic and waits until all are acknowledged.
 
     Events: ids may be numbers; `event_time` text (RFC 3339), a timestamp, or seconds (above 1e11: milliseconds) since
-    1970; without `event_type` a row with a value is a `rating`, any other a `click`; without `event_id` the row's place
-    and content make one, so that the same file sent twice counts once.
+    1970; without `event_type` a row with a value is a `rating`, any other a `click`; without `event_id` the row's
+    content, and its place where the source has an order, make one, so that the same rows sent twice count once.
 
     Args:
-        path: `.parquet`, `.csv`, `.jsonl`, `.ndjson` or `.json` (a document a line); `.csv.gz` too.
+        source: where the rows are.
         kind: `events`, `items` or `users`.
-        column_map: name in the file to name here; others keep theirs.
+        column_map: name there to name here; others keep theirs.
         settings: with the broker's address; the topics exist.
+        dry_run: read and check everything, send nothing (no broker is needed).
+        refused_file: gets every refused row as JSON lines `{"row", "reason", "detail"}`.
         progress: called with the number of rows read so far.
 
     Returns:
         `{"kind", "rows", "sent", "refused", "reasons": {code: n}, "first_refused": [{"row", "reason", "detail"}],
-        "seconds"}`; rows count from 1.
+        "dry_run", "seconds"}`; rows count from 1; in a dry run `sent` is what would have been.
 
     Raises:
-        MantaError: the file cannot be read as what its name says.
+        MantaError: the source cannot be read.
         BrokerUnavailable: the broker cannot be reached.
     """
     if kind not in (EVENTS, ITEMS, USERS):
         raise MantaError(f"import: kind {kind!r}, wanted events, items or users")
     started = time.monotonic()
-    refusals = _Refusals()
     read = 0
 
-    def messages() -> Iterator[tuple[bytes, bytes]]:
-        nonlocal read
-        for rows in _batches(path, column_map):
-            named = [{column_map.get(name, name): value for name, value in row.items()} for row in rows]
-            if kind == EVENTS:
-                yield from _events(named, read, settings.events, refusals)
-            else:
-                yield from _entities(named, read, kind, refusals)
-            read += len(rows)
-            if progress is not None:
-                progress(read)
+    with _Refusals(refused_file) as refusals:
 
-    producer = EventProducer(settings.kafka, delivery_timeout_s=_DELIVERY_S, linger_ms=20)
-    try:
-        sent = producer.send_blocking(kind, messages())
-    finally:
-        producer.close()
+        def messages() -> Iterator[Message]:
+            nonlocal read
+            for rows in source.batches(column_map):
+                if kind == EVENTS:
+                    values = _values(rows, column_map, read if source.ordered else None)
+                    yield from _events(values, read, settings.events, refusals)
+                else:
+                    yield from _entities(_renamed(rows, column_map), read, kind, refusals)
+                read += len(rows)
+                if progress is not None:
+                    progress(read)
+
+        if dry_run:
+            sent = sum(1 for _ in messages())
+        else:
+            producer = EventProducer(settings.kafka, delivery_timeout_s=_DELIVERY_S, linger_ms=20)
+            try:
+                sent = producer.send_blocking(kind, messages())
+            finally:
+                producer.close()
     return {
         "kind": kind,
         "rows": read,
@@ -96,27 +101,51 @@ def import_file(
         "refused": read - sent,
         "reasons": dict(refusals.reasons),
         "first_refused": refusals.first,
+        "dry_run": dry_run,
         "seconds": round(time.monotonic() - started, 3),
     }
 
 
 class _Refusals:
-    """Rows that break the rules: counted, the first ones kept."""
+    """Rows that break the rules: counted, the first ones kept, all written to a file where one is named."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: Path | None) -> None:
         self.reasons: Counter[str] = Counter()
         self.first: list[dict[str, Any]] = []
+        self._stream = file.open("wb") if file is not None else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._stream is not None:
+            self._stream.close()
 
     def add(self, row: int, reason: str, detail: str) -> None:
         self.reasons[reason] += 1
+        refusal = {"row": row, "reason": reason, "detail": detail}
         if len(self.first) < _SHOWN:
-            self.first.append({"row": row, "reason": reason, "detail": detail})
+            self.first.append(refusal)
+        if self._stream is not None:
+            self._stream.write(orjson.dumps(refusal) + b"\n")
 
 
-def _events(rows: list[Row], first: int, settings: EventSettings, refusals: _Refusals) -> Iterator[tuple[bytes, bytes]]:
-    values = [_event(row, first + place) for place, row in enumerate(rows)]
+def _values(rows: pa.Table | list[Row], column_map: Mapping[str, str], first: int | None) -> list[bytes]:
+    """The rows as the JSON of events; `first`: place of the first one, None where the rows have no order."""
+    if isinstance(rows, pa.Table):
+        return event_values(rows.rename_columns([column_map.get(name, name) for name in rows.column_names]), first)
+    named = _renamed(rows, column_map)
+    return [_event(row, b"" if first is None else b"%d/" % (first + place)) for place, row in enumerate(named)]
+
+
+def _renamed(rows: pa.Table | list[Row], column_map: Mapping[str, str]) -> list[Row]:
+    found = rows.to_pylist() if isinstance(rows, pa.Table) else rows
+    return [{column_map.get(name, name): plain(value) for name, value in row.items()} for row in found]
+
+
+def _events(values: list[bytes], first: int, settings: EventSettings, refusals: _Refusals) -> Iterator[Message]:
     now = int(time.time() * 1000)
-    count = len(rows)
+    count = len(values)
     columns = [
         pa.array([0] * count, pa.int32()),
         pa.array(range(count), pa.int64()),
@@ -124,18 +153,17 @@ def _events(rows: list[Row], first: int, settings: EventSettings, refusals: _Ref
     ]
     columns += [pa.nulls(count, pa.binary()), pa.array(values, pa.binary())]
     decoded = decode(EVENTS, pa.Table.from_arrays(columns, schema=RECORDS), settings)
-    places = decoded.events["offset"].to_pylist()
-    owners = pc.coalesce(decoded.events["user_id"], decoded.events["session_id"]).to_pylist()
-    for place, owner in zip(places, owners, strict=True):
-        yield owner.encode(), values[place]
+    owners = pc.coalesce(decoded.events["user_id"], decoded.events["session_id"]).cast(pa.binary()).to_pylist()
+    sent = values if len(owners) == count else [values[place] for place in decoded.events["offset"].to_pylist()]
+    yield from zip(owners, sent, strict=True)
     for row in decoded.rejected.select(["offset", "reason", "detail"]).to_pylist():
         refusals.add(first + row["offset"] + 1, row["reason"], row["detail"])
 
 
-def _event(row: Row, place: int) -> bytes:
-    """The row as the JSON of an event."""
-    event = {name: _plain(value) for name, value in row.items() if value is not None}
-    for name in _IDS:
+def _event(row: Row, place: bytes) -> bytes:
+    """A row as the JSON of an event; cells are plain."""
+    event = {name: value for name, value in row.items() if value is not None and value == value}  # NaN is nothing
+    for name in IDS:
         if name in event:
             event[name] = _text(event[name])
     if "event_time" in event:
@@ -146,15 +174,15 @@ def _event(row: Row, place: int) -> bytes:
     event.setdefault("schema_version", SCHEMA_VERSION)
     encoded = _dumps(event)
     if "event_id" not in event:
-        event["event_id"] = hashlib.blake2b(b"%d/" % place + encoded, digest_size=16).hexdigest()
+        event["event_id"] = hashlib.blake2b(place + encoded, digest_size=16).hexdigest()
         encoded = _dumps(event)
     return encoded
 
 
-def _entities(rows: list[Row], first: int, kind: str, refusals: _Refusals) -> Iterator[tuple[bytes, bytes]]:
+def _entities(rows: list[Row], first: int, kind: str, refusals: _Refusals) -> Iterator[Message]:
     id_field, validate = ("item_id", validate_item) if kind == ITEMS else ("user_id", validate_user)
     for place, row in enumerate(rows):
-        columns = {name: _plain(value) for name, value in row.items() if value is not None}
+        columns = {name: value for name, value in row.items() if value is not None}
         try:
             name, checked = validate(_text(columns.pop(id_field, None)), columns)
             yield name.encode(), columns_message(checked)
@@ -162,46 +190,7 @@ def _entities(rows: list[Row], first: int, kind: str, refusals: _Refusals) -> It
             refusals.add(first + place + 1, error.code, error.message)
 
 
-def _batches(path: Path, column_map: Mapping[str, str]) -> Iterator[list[Row]]:
-    name = path.name.lower().removesuffix(".gz")
-    try:
-        if name.endswith(".parquet"):
-            for batch in pa.parquet.ParquetFile(path).iter_batches(_BATCH):
-                yield batch.to_pylist()
-        elif name.endswith(".csv"):
-            texts = {name: pa.string() for name in [*_IDS, *column_map] if column_map.get(name, name) in _IDS}
-            read = pa.csv.ReadOptions(block_size=4_000_000)
-            convert = pa.csv.ConvertOptions(
-                strings_can_be_null=True, null_values=["", "NULL", "null", "NaN"], column_types=texts
-            )
-            for batch in pa.csv.open_csv(path, read_options=read, convert_options=convert):
-                yield batch.to_pylist()
-        elif name.endswith((".jsonl", ".ndjson", ".json")):
-            yield from _lines(path)
-        else:
-            raise MantaError(f"import: {path}: wanted .parquet, .csv, .jsonl or .ndjson")
-    except (OSError, pa.ArrowInvalid) as error:
-        raise MantaError(f"import: {path}: not readable: {str(error).partition(chr(10))[0]}") from None
-
-
-def _lines(path: Path) -> Iterator[list[Row]]:
-    rows: list[Row] = []
-    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            row = _json(line)
-            if not isinstance(row, dict):
-                raise MantaError(f"import: {path}: line {number}: found {line[:40]!r}, wanted a JSON object")
-            rows.append(row)
-            if len(rows) == _BATCH:
-                yield rows
-                rows = []
-    if rows:
-        yield rows
-
-
-def _json(text: str | bytes) -> Any:
+def _json(text: str) -> Any:
     """The document; text that is none stays text (and is refused by its type)."""
     try:
         return orjson.loads(text)
@@ -216,18 +205,13 @@ def _dumps(event: Row) -> bytes:
         return b""  # refused as unreadable
 
 
-def _plain(value: Any) -> Any:
-    """Dates as RFC 3339; anything else as it is."""
-    if isinstance(value, datetime):
-        moment = value if value.tzinfo else value.replace(tzinfo=UTC)
-        return format_time(round(moment.timestamp() * 1_000_000))
-    return value.isoformat() if isinstance(value, date) else value
-
-
 def _time(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
-    return format_time(round(value * (1_000 if abs(value) > 1e11 else 1_000_000)))
+    try:
+        return format_time(round(value * (1_000 if abs(value) > 1e11 else 1_000_000)))
+    except (OverflowError, ValueError, OSError):
+        return str(value)  # no time at all: refused as text
 
 
 def _text(value: Any) -> Any:

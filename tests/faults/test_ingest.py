@@ -1,5 +1,6 @@
 """Ingest killed at five points, two at once, holes in the log: the lake has every event exactly once."""
 
+import json
 import os
 import signal
 import subprocess
@@ -58,7 +59,7 @@ def test_of_two_ingests_at_once_one_wins_each_commit_and_nothing_doubles(world: 
 
 
 @pytest.mark.cluster
-def test_as_a_ray_data_job_killed_and_run_again(world: World) -> None:
+def test_as_a_ray_data_job_killed_and_run_again_and_followed(world: World) -> None:
     world.produce(1000, seed=11)
     with attach(world.settings, world.home, ends=True, say=print) as attached:
         command = [sys.executable, "-m", "scripts.cli", "ingest", "--json"]
@@ -68,8 +69,27 @@ def test_as_a_ray_data_job_killed_and_run_again(world: World) -> None:
         )
         assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
         report = run_ingest(attached.settings, world.home)
-    assert report.rows[EVENTS] == 1000
+        assert report.rows[EVENTS] == 1000
+        world.check()
+        followed(world, [*command[:-1], "--follow", "--json"], os.environ | home)
     world.check()
+
+
+def followed(world: World, command: list[str], environment: dict[str, str]) -> None:
+    """Follows through two bursts, and ends well on SIGTERM."""
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    rows = snapshot(world.lake, EVENTS).rows
+    for burst in (1, 2):
+        world.produce(100, seed=20 + burst)
+        deadline = time.monotonic() + 120
+        while snapshot(world.lake, EVENTS).rows < rows + 100 * burst:
+            assert process.poll() is None
+            assert time.monotonic() < deadline, "what came was not committed"
+            time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert json.loads(out)["rows"][EVENTS] == 200
 
 
 def test_markers_of_transactions_and_an_aborted_one_are_passed(world: World) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import psutil
 import pytest
@@ -276,5 +277,7 @@ def test_live_figures_follow_answers_and_clicks(up: Run) -> None:
         return all(shown[0] in ids and shown[1] in ids for ids in places)
 
     until(trends, 15)
+    with urlopen(up.endpoint + "/metrics", timeout=10) as metrics:
+        assert 'manta_stats_lag_messages{topic="impressions"}' in metrics.read().decode()
     status, problem = ask(up, "GET", "/v1/stats/ctr?surface=nowhere")
     assert (status, problem["status"]) == (404, 404)

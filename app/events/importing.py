@@ -162,7 +162,7 @@ def _events(values: list[bytes], first: int, settings: EventSettings, refusals: 
 
 def _event(row: Row, place: bytes) -> bytes:
     """A row as the JSON of an event; cells are plain."""
-    event = {name: value for name, value in row.items() if value is not None and value == value}  # NaN is nothing
+    event = _there(row)
     for name in IDS:
         if name in event:
             event[name] = _text(event[name])
@@ -182,12 +182,17 @@ def _event(row: Row, place: bytes) -> bytes:
 def _entities(rows: list[Row], first: int, kind: str, refusals: _Refusals) -> Iterator[Message]:
     id_field, validate = ("item_id", validate_item) if kind == ITEMS else ("user_id", validate_user)
     for place, row in enumerate(rows):
-        columns = {name: value for name, value in row.items() if value is not None}
+        columns = _there(row)
         try:
             name, checked = validate(_text(columns.pop(id_field, None)), columns)
             yield name.encode(), columns_message(checked)
         except EventRejected as error:
             refusals.add(first + place + 1, error.code, error.message)
+
+
+def _there(row: Row) -> Row:
+    """The cells in which something is: neither null nor NaN, which stands for null in many files."""
+    return {name: value for name, value in row.items() if value is not None and value == value}
 
 
 def _json(text: str) -> Any:

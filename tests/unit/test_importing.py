@@ -142,6 +142,16 @@ def test_refused_rows_are_counted_named_and_written(tmp_path: Path) -> None:
     assert report["first_refused"] == written
 
 
+def test_items_are_taken_with_numbers_as_ids_and_nothing_where_a_file_has_nan(tmp_path: Path) -> None:
+    table = pa.table({"movieId": [1, 2], "title": ["Heat", None], "year": [1995.0, float("nan")], "tags": [["a"], []]})
+    pa.parquet.write_table(table, tmp_path / "items.parquet")
+    found = sent(FileSource(str(tmp_path / "items.parquet")), "items", {"movieId": "item_id"})
+    assert found == [
+        (b"1", {"schema_version": 1, "title": "Heat", "year": 1995.0, "tags": ["a"]}),
+        (b"2", {"schema_version": 1, "tags": []}),
+    ]
+
+
 def test_a_dry_run_reads_everything_and_sends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importing, "EventProducer", None)
     report = import_rows(FileSource(str(write(tmp_path, ".csv"))), "events", NAMES, SETTINGS, dry_run=True)

@@ -26,6 +26,7 @@ WRITER_PREFIX = "manta-state-writer-"
 _LOOK_S = 1.0
 _ANSWER_S = 2.0
 _STATUS_S = 0.5  # a writer that says nothing must not keep those who ask from hearing of the others in time
+_STATS_AFTER_S = 5.0  # a system that starts has better things to do, and figures miss nothing
 _FAILED_S = 1.0  # before a failed writer gives way to the next: its status can be read, and it does not spin
 
 log = logging.getLogger("manta.state")
@@ -69,6 +70,7 @@ class StateSupervisor:
     def __init__(self, settings: Settings, home: str) -> None:
         """Begins to keep them."""
         self._settings, self._home = settings, home
+        self._began = time.monotonic()
         self._writers: dict[str, ActorHandle] = {}
         self._stats_writers: dict[str, ActorHandle] = {}
         self._retention = RetentionWatch(settings, Path(home))
@@ -88,7 +90,7 @@ class StateSupervisor:
         """Starts writers on new nodes, forgets those of nodes that have gone, replaces those that ended for good."""
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         self._keep_on(alive, self._writers, WRITER_PREFIX, _start_writer)
-        if self._settings.stats.enabled:
+        if self._settings.stats.enabled and time.monotonic() - self._began > _STATS_AFTER_S:
             self._keep_on(alive, self._stats_writers, STATS_PREFIX, start_stats_writer)
 
     def _keep_on(

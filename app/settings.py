@@ -55,6 +55,18 @@ class KafkaSettings(Section):
         default={}, description="More librdkafka properties (TLS, SASL), for example `security.protocol: SASL_SSL`."
     )
 
+    @field_validator("client", mode="before")
+    @classmethod
+    def _plain_words(cls, value: object) -> object:
+        """YAML reads `false` and a password of digits as what they look like; librdkafka takes text."""
+        if not isinstance(value, dict):
+            return value
+        words = {True: "true", False: "false"}
+        return {
+            key: words[held] if isinstance(held, bool) else str(held) if isinstance(held, int | float) else held
+            for key, held in value.items()
+        }
+
 
 class EventSettings(Section):
     """What an event may be."""

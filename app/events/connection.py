@@ -103,7 +103,8 @@ def admin_config(settings: KafkaSettings) -> dict[str, Any]:
         known = key in _ADMIN_NAMES or key in _ALSO or key in _LIBRDKAFKA_ALONE
         if key.startswith(("sasl.", "ssl.")) and not known:
             wanted = f"one of {', '.join(sorted([*_ADMIN_NAMES, *_ALSO, *_LIBRDKAFKA_ALONE]))}"
-            raise SettingsError("settings", f"kafka.client.{key}", given[key], wanted)
+            secret = any(word in key for word in ("password", "secret", "token", "pem"))
+            raise SettingsError("settings", f"kafka.client.{key}", "…" if secret else given[key], wanted)
     named: dict[str, Any] = {_ADMIN_NAMES[key]: value for key, value in given.items() if key in _ADMIN_NAMES}
     for name in ("security_protocol", "sasl_mechanism"):
         if name in named:

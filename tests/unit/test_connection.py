@@ -41,3 +41,12 @@ def test_a_certificate_that_is_not_to_be_checked() -> None:
 def test_what_only_one_client_would_understand_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"kafka\.client\.ssl\.keystore\.location: found '/k\.p12', wanted one of"):
         admin_config(kafka(ssl__keystore__location="/k.p12"))
+    with pytest.raises(SettingsError) as caught:
+        admin_config(kafka(sasl__oauthbearer__client__secret="s3cret"))
+    assert "s3cret" not in str(caught.value)
+
+
+def test_what_yaml_takes_for_a_number_or_a_truth_value_is_text() -> None:
+    given = {"sasl.password": 123456, "enable.ssl.certificate.verification": False}
+    settings = KafkaSettings.model_validate({"bootstrap_servers": "a:1", "client": given})
+    assert settings.client == {"sasl.password": "123456", "enable.ssl.certificate.verification": "false"}

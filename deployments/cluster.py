@@ -20,6 +20,7 @@ import yaml
 from app.errors import MantaError
 from app.settings import Settings
 from app.state.layout import StatePaths
+from app.stats.store import StatsPaths
 from deployments import broker, ports
 from deployments.environment import (
     DROPPED,
@@ -332,7 +333,8 @@ def _end(home: Path, run: Run | None) -> bool:
     end(left, 0.0)
     if left := [process for process in marked(run.session) if process.alive()]:
         raise MantaError(f"processes {', '.join(str(process.pid) for process in left)} of {run.session} do not end")
-    for folder in (run.session, home / "cache", home / "metrics", StatePaths.of(home).replicas):  # of processes
+    replicas = (StatePaths.of(home).replicas, StatsPaths(home).replicas)
+    for folder in (run.session, home / "cache", home / "metrics", *replicas):  # of processes
         shutil.rmtree(folder, ignore_errors=True)
     run.settings_file.unlink(missing_ok=True)
     (home / "run.json").unlink(missing_ok=True)

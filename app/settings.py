@@ -58,14 +58,16 @@ class KafkaSettings(Section):
     @field_validator("client", mode="before")
     @classmethod
     def _plain_words(cls, value: object) -> object:
-        """YAML reads `false` and a password of digits as what they look like; librdkafka takes text."""
+        """YAML reads `false` and `7` as what they look like; librdkafka takes text. Names and passwords need quotes."""
         if not isinstance(value, dict):
             return value
-        words = {True: "true", False: "false"}
-        return {
-            key: words[held] if isinstance(held, bool) else str(held) if isinstance(held, int | float) else held
-            for key, held in value.items()
-        }
+        return {key: held if key.startswith("sasl.") else _as_text(held) for key, held in value.items()}
+
+
+def _as_text(value: object) -> object:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, int | float) else value
 
 
 class EventSettings(Section):

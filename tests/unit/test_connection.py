@@ -3,6 +3,7 @@
 import ssl
 
 import pytest
+from pydantic import ValidationError
 
 from app.errors import SettingsError
 from app.events.connection import admin_config, client_config, guarded
@@ -46,7 +47,9 @@ def test_what_only_one_client_would_understand_is_refused() -> None:
     assert "s3cret" not in str(caught.value)
 
 
-def test_what_yaml_takes_for_a_number_or_a_truth_value_is_text() -> None:
-    given = {"sasl.password": 123456, "enable.ssl.certificate.verification": False}
+def test_what_yaml_takes_for_a_number_or_a_truth_value_is_text_but_for_a_password() -> None:
+    given = {"linger.ms": 7, "enable.ssl.certificate.verification": False}
     settings = KafkaSettings.model_validate({"bootstrap_servers": "a:1", "client": given})
-    assert settings.client == {"sasl.password": "123456", "enable.ssl.certificate.verification": "false"}
+    assert settings.client == {"linger.ms": "7", "enable.ssl.certificate.verification": "false"}
+    with pytest.raises(ValidationError, match="Input should be a valid string"):
+        KafkaSettings.model_validate({"client": {"sasl.password": 0o123}})  # 0123 in the file

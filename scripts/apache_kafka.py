@@ -133,7 +133,7 @@ def end(home: Path, number: signal.Signals) -> bool:
         return False
     os.kill(pid, number)
     deadline = time.monotonic() + 30
-    while alive(home) is not None or _threads(pid) > 1:
+    while alive(home) is not None or _going(pid):
         if time.monotonic() > deadline:
             raise KafkaError(f"process {pid} has not ended within 30 s")
         _reap(pid)
@@ -262,12 +262,13 @@ def free_port() -> int:
     raise KafkaError("no free port between 10000 and 20000")
 
 
-def _threads(pid: int) -> int:
-    """Threads of a process; one that is being killed holds its ports until the last has gone."""
+def _going(pid: int) -> bool:
+    """Whether a process that is being killed still holds its ports: until its last thread has closed them."""
     try:
-        return len(list(Path(f"/proc/{pid}/task").iterdir()))
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state not in ("Z", "X") or len(list(Path(f"/proc/{pid}/task").iterdir())) > 1
     except OSError:
-        return 0
+        return False
 
 
 def _reap(pid: int) -> None:

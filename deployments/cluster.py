@@ -69,7 +69,7 @@ def attach(
         yield Attached(settings, None)
         return
     with unwinding():
-        run = join(settings, home, ray=ray, needs_broker=needs_broker, say=say)
+        run = join(settings, home, ray=ray, needs_broker=needs_broker, owns=ends, say=say)
         try:
             os.environ.update(client_environment(home, run.ports) | serve_environment(settings))
             if ray:
@@ -93,8 +93,8 @@ def inside_job() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
-def join(settings: Settings, home: Path, *, ray: bool, needs_broker: bool, say: Say) -> Run:
-    """Starts what is needed and not there, and makes this process a user of it."""
+def join(settings: Settings, home: Path, *, ray: bool, needs_broker: bool, owns: bool = False, say: Say) -> Run:
+    """Starts what is needed and not there, and makes this process a user of it; with `owns` it ends with this one."""
     with locked(home):
         run = read(home)
         if run is None or not run.alive():
@@ -102,7 +102,9 @@ def join(settings: Settings, home: Path, *, ray: bool, needs_broker: bool, say: 
             run = _reserve(settings, home)
         try:
             me = Process.of()
-            run = write(run.model_copy(update={"users": (*(u for u in run.living_users() if u != me), me)}))
+            owner = me if owns else run.owner
+            users = (*(user for user in run.living_users() if user != me), me)
+            run = write(run.model_copy(update={"users": users, "owner": owner}))
             variables = child_environment(environment(settings, home, run.ports, run.session))
             if needs_broker:
                 run = _with_broker(run, settings, variables, say)
@@ -213,6 +215,7 @@ def _reserve(settings: Settings, home: Path) -> Run:
         ports=block,
     )
     _make_token(home)
+    (session / "tmp").mkdir(exist_ok=True)
     _write_private(run.settings_file, yaml.safe_dump(run.settings(settings).model_dump(mode="json"), sort_keys=False))
     return write(run)
 
@@ -324,6 +327,8 @@ def _end(home: Path, run: Run | None) -> bool:
         return False
     if os.environ.get(MARKER) == str(run.session) and inside_job():
         raise MantaError("a job cannot end the system that it runs on: type it outside of `ray job submit`")
+    if run.owner is not None and not run.owner.alive():  # what it had started for itself, such as a sweep
+        end([user for user in run.living_users() if user.pid != os.getpid()], 3.0)
     # The head first: it takes the raylet and the rest of Ray's own processes with it, so that none starts another.
     if run.ray is not None:
         end([run.ray], 0.0)

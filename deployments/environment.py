@@ -57,6 +57,7 @@ def environment(settings: Settings, home: Path, ports: Ports, session: Path) -> 
         **serve_environment(settings),
         **LOGS,
         **WORKERS,
+        "TMPDIR": str(session / "tmp"),  # what Ray's processes leave there goes with the session
         MARKER: str(session),
         "MANTA_HOME": str(home),
         "MANTA_SETTINGS": str(home / "run-settings.yaml"),
@@ -95,6 +96,7 @@ def client_environment(home: Path, ports: Ports) -> dict[str, str]:
         **EVERYWHERE,
         "RAY_ADDRESS": f"127.0.0.1:{ports.gcs}",
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{ports.dashboard}",
+        "RAY_DASHBOARD_ADDRESS": f"http://127.0.0.1:{ports.dashboard}",  # the same, as `serve deploy` calls it
         "RAY_AUTH_TOKEN_PATH": str(token_path(home)),
         "MANTA_HOME": str(home),
         "PATH": _path(os.environ),

@@ -26,8 +26,8 @@ def keep(home: Path, session: Path) -> None:
         run = read(home)
         if run is None or run.session != session:
             return
-        if run.temporary and not run.living_users():
-            LOG.warning("the last user of %s is gone: ending it", session)
+        if run.temporary and not run.wanted():
+            LOG.warning("who needed %s is gone: ending it", session)
             cluster.stop(home)
             return
         if run.broker is not None and not run.broker.alive():

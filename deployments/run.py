@@ -39,6 +39,7 @@ class Run(BaseModel):
     broker_restarts: int = 0
     keeper: Process | None = None
     users: tuple[Process, ...] = ()
+    owner: Process | None = None  # the command that this system ends with, whoever else uses it
 
     @property
     def address(self) -> str:
@@ -59,9 +60,13 @@ class Run(BaseModel):
         """Commands that use the system now."""
         return tuple(user for user in self.users if user.alive())
 
+    def wanted(self) -> bool:
+        """Whether a command still needs a temporary system: its owner, or where it has none, any that uses it."""
+        return self.owner.alive() if self.owner is not None else bool(self.living_users())
+
     def alive(self) -> bool:
         """Whether it still is a system: someone needs it, and what was started for it runs."""
-        if self.temporary and not self.living_users():
+        if self.temporary and not self.wanted():
             return False
         if self.ray is not None:
             return self.ray.alive()

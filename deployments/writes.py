@@ -77,7 +77,7 @@ class Writes:
             try:
                 messages.extend(event_messages(validate_event(raw, now_ms, self._settings.events), now_ms))
             except EventRejected as error:
-                rejected.append({"index": index, "code": error.code, "message": str(error)})
+                rejected.append(_rejected(index, error))
         accepted = len(raws) - len(rejected)
         self._metrics.events("rejected", len(rejected))
         try:
@@ -116,7 +116,7 @@ class Writes:
                 self._check_kinds(columns)
                 messages.append((item_id.encode(), columns_message(columns)))
             except EventRejected as error:
-                rejected.append({"index": index, "code": error.code, "message": str(error)})
+                rejected.append(_rejected(index, error))
         await self._send_everywhere(ITEMS, messages, f"{len(messages)} items are put")
         return {"accepted": len(messages), "rejected": rejected}
 
@@ -205,6 +205,11 @@ class Writes:
                 f"{done} and stands, but not applied after {EVERYWHERE_WAIT_S:g} s by {', '.join(late)}; retry safely"
             )
             raise Problem(503, detail, retry_after_s=1, more={"late": late})
+
+
+def _rejected(index: int, error: EventRejected) -> Json:
+    more = {"field": error.field} if error.field is not None else {}
+    return {"index": index, "code": error.code, "message": str(error), **more}
 
 
 def kind_of(value: Any) -> str:

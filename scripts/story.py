@@ -26,7 +26,7 @@ from scripts.live_quality import live_quality
 from scripts.memory import PeakMemory
 from scripts.movielens import Ratings, keyed, load_ratings
 from scripts.replay import Client, Replayed, replay
-from scripts.system import launch
+from scripts.system import launch, live_bundles
 
 SWEEP = Path(__file__).resolve().parent.parent / "tune" / "sweeps" / "demo.yaml"
 FRESHNESS_USERS = 50
@@ -113,7 +113,8 @@ class Story:
         """`manta sweep` as a user types it: a process of its own, whose memory is free again once endpoint runs."""
         self.step = "sweep"
         self._console.print("[bold]sweep[/bold]: many models, one winner")
-        command = [sys.executable, "-P", "-m", "scripts.cli", "sweep", str(SWEEP), "--json"]
+        what = ["--resume", begun] if (begun := self._interrupted_sweep()) else [str(SWEEP)]
+        command = [sys.executable, "-P", "-m", "scripts.cli", "sweep", *what, "--json"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=SWEEP.parents[2])
         if done.returncode != 0:
             raise MantaError(f"`manta sweep` ended with {done.returncode}; what it said stands above")
@@ -121,11 +122,20 @@ class Story:
         self._console.print(f"  leaderboard: {report['folder']}/leaderboard.png", soft_wrap=True)
         self._done.put(bundle=report["bundle"], trials=len(report["leaderboard"]), family=next(iter(report["best"])))
 
+    def _interrupted_sweep(self) -> str | None:
+        """The demo's newest sweep, if an earlier start was ended in the middle of it."""
+        folders = sorted((self.home / "sweeps").glob(f"{SWEEP.stem}-*"))
+        begun = folders[-1] if folders else None
+        if begun is None or not (begun / "sweep.json").exists() or (begun / "leaderboard.json").exists():
+            return None
+        return begun.name
+
     def _serve(self) -> None:
         with self._step("start the endpoint"):
             launch(self.settings, self.run, hint=False)
-        with self._step("promote the bundle"):
-            self._promote(str(self._done.get("bundle")))
+        if not set(self.settings.surfaces) <= set(live_bundles(self.settings, self.home)):
+            with self._step("promote the bundle"):
+                self._promote(str(self._done.get("bundle")))
         with self._step("wait until every surface is ready"):
             self._until_ready()
 
@@ -133,7 +143,7 @@ class Story:
         client = Client(self._host, self._port)
         status, answer = client.call("POST", f"/v1/bundles/{bundle}/promote", {})
         if status != 202:
-            raise MantaError(f"promotion of {bundle} was refused with {status}: {answer}")
+            raise MantaError(f"promotion of {bundle} was refused with {status}: {answer.get('detail', answer)}")
         promotion = answer["promotion"]
         end = time.monotonic() + READY_S
         while time.monotonic() < end:
@@ -242,7 +252,8 @@ class Story:
         return [
             "Try:",
             f"  curl -s '{self.run.endpoint}/v1/recommend/15?surface=home&k=5'",
-            f'  {post}/events?wait=applied --json \'{{"user_id": "you", "item_id": "318", "event_type": "click"}}\'',
+            f"  curl -s '{self.run.endpoint}/v1/events?wait=applied' --json "
+            '\'{"user_id": "you", "item_id": "318", "event_type": "click"}\'',
             f'  {post}/recommend --json \'{{"surface": "related", "items": ["318"], "user_id": "you", "k": 5}}\'',
             f"Ray dashboard: {self.run.dashboard} (its token: cat {self.run.home / 'ray' / 'token'})",
             f'  eval "$(MANTA_HOME={self.run.home} scripts/manta env)"; ray job submit -- manta status',

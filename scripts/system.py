@@ -91,7 +91,7 @@ def _deploy(settings: Settings, home: Path, *, hint: bool = True) -> None:
     show.say("starting the state writer and the endpoint")
     ensure_topics(settings.kafka)
     deploy(settings, home)
-    live = set(settings.surfaces) <= set(_live(Session(settings, home)))
+    live = set(settings.surfaces) <= set(live_bundles(settings, home))
     _wait_for(cluster.endpoint_of(settings) + ("/readyz" if live else "/healthz"))
     if not live and hint:
         show.say("not every surface has a live bundle: `manta sweep FILE.yaml`, then `manta bundles promote ID`")
@@ -178,17 +178,17 @@ def _show_retention(measured: dict[str, Any]) -> None:
 
 
 def _surfaces(session: Session) -> list[dict[str, Any]]:
-    live = _live(session)
+    live = live_bundles(session.settings, session.home)
     return [{"surface": name, "bundle": live.get(name)} for name in session.settings.surfaces]
 
 
-def _live(session: Session) -> dict[str, str]:
+def live_bundles(settings: Settings, home: Path) -> dict[str, str]:
     """Surface to the bundle that is live there."""
-    if not session.settings.registry.url and not (session.home / "registry.db").exists():
+    if not settings.registry.url and not (home / "registry.db").exists():
         return {}
     from app.bundles.registry import open_registry
 
-    return open_registry(session.settings, session.home).aliases().live
+    return open_registry(settings, home).aliases().live
 
 
 def _wait_for(url: str) -> None:

@@ -12,6 +12,7 @@ from app.api.schemas import (
     PromoteBody,
     PromotionAnswer,
     PromotionStarted,
+    RollbackBody,
     SurfacesAnswer,
 )
 from app.api.service import Service
@@ -66,10 +67,13 @@ def bundles_routes(service: Service) -> APIRouter:
         "/v1/surfaces/{surface}/rollback",
         summary="Back to the bundle that was live before",
         status_code=202,
-        responses={202: {"model": PromotionStarted}, **problems(404, 409, 503)},
+        responses={202: {"model": PromotionStarted}, **problems(400, 404, 409, 413, 415, 422, 503)},
         **raw,
     )
-    async def rollback(surface: Annotated[Name, Path(examples=["home"])]) -> Json:
+    async def rollback(
+        surface: Annotated[Name, Path(examples=["home"])], body: Annotated[RollbackBody | None, Body()] = None
+    ) -> Json:
+        del body  # it has no keys: others are refused
         return Json(await service.rollback(surface), 202)
 
     return router

@@ -1,6 +1,6 @@
 """Route: POST /v1/events."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Query
@@ -44,7 +44,7 @@ def events_routes(service: Service) -> APIRouter:
 async def post_events(service: Service, events: list[Any], wait: bool) -> Mapping[str, Any]:
     """The answer; raises a Problem where all events are wrong."""
     answer = await service.post_events(events, wait)
-    refuse_all_wrong(len(events), answer["rejected"])
+    refuse_all_wrong(events, answer["rejected"])
     return answer
 
 
@@ -72,8 +72,16 @@ def entries(body: dict[str, Any] | list[Any], key: str, single: bool = True) -> 
     return found
 
 
-def refuse_all_wrong(posted: int, rejected: list[dict[str, Any]]) -> None:
+def refuse_all_wrong(posted: Sequence[Any], rejected: Sequence[Mapping[str, Any]]) -> None:
     """422 where nothing of what was posted could be taken."""
-    if posted and len(rejected) == posted:
-        fields = [FieldError(f"{one['index']}", one["code"], one["message"]) for one in rejected[:20]]
-        raise Problem(422, rejected[0]["message"], fields, more={"accepted": 0, "rejected": rejected})
+    if posted and len(rejected) == len(posted):
+        errors = [_field_error(posted, one) for one in rejected[:20]]
+        raise Problem(422, rejected[0]["message"], errors, more={"accepted": 0, "rejected": list(rejected)})
+
+
+def _field_error(posted: Sequence[Any], rejected: Mapping[str, Any]) -> FieldError:
+    """The field by its own name where one entry was posted, else behind the entry's index."""
+    raw, field = posted[rejected["index"]], rejected.get("field")
+    found = raw.get(field) if isinstance(raw, dict) and field is not None else raw if field is None else None
+    place = [str(rejected["index"])] if len(posted) > 1 else []
+    return FieldError(".".join([*place, *([field] if field else [])]) or "body", found, rejected["message"])

@@ -51,7 +51,7 @@ def items_routes(service: Service) -> APIRouter:
     ) -> Json:
         items = entries(body, "items", single=False)
         answer = await service.post_items(items)
-        refuse_all_wrong(len(items), answer["rejected"])
+        refuse_all_wrong(items, answer["rejected"])
         return Json(answer, 202)
 
     @router.get(

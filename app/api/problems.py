@@ -138,7 +138,8 @@ def unreadable(reason: str) -> Problem:
 
 
 def _field_error(error: ErrorDetails | dict[str, Any], skip: int) -> FieldError:
-    place = ".".join(str(part) for part in error["loc"][skip:]) or "body"
+    named = [str(part) for part in error["loc"][skip:] if "[" not in str(part)]  # which type of several it is not
+    place = ".".join(named) or "body"
     kind = error["type"]
     if kind == "missing":
         return FieldError(place, None, "a value: it is required")

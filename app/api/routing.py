@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-from app.api.problems import CONTENT_TYPE, FieldError, Problem, encode, internal, invalid, problem_of
+from app.api.problems import CONTENT_TYPE, FieldError, Problem, encode, internal, invalid, problem_of, unreadable
 from app.api.schemas import ProblemAnswer
 from app.errors import MantaError
 
@@ -60,13 +60,17 @@ class StrictRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
         allowed = {parameter.alias for parameter in self.dependant.query_params}
+        needs_body = any(parameter.field_info.is_required() for parameter in self.dependant.body_params)
 
         async def strict(request: Request) -> Response:
             for key, value in request.query_params.items():
                 if key not in allowed:
                     raise Problem(422, f"query: {key}: no such key", [FieldError(key, value, "no such key")])
+            asked = _StrictRequest(request.scope, request.receive)
+            if needs_body and not await asked.body():
+                raise unreadable("it is empty")
             try:
-                return await handle(_StrictRequest(request.scope, request.receive))
+                return await handle(asked)
             except (MantaError, HTTPException, RequestValidationError):
                 raise
             except Exception:

@@ -109,6 +109,10 @@ class PromoteBody(Strict):
     expected: Name | None = Field(None, description="What must be live now, else 409.")
 
 
+class RollbackBody(Strict):
+    """Nothing to say: the surface is in the path."""
+
+
 class MergeBody(Strict):
     """A visitor has logged in."""
 
@@ -239,6 +243,7 @@ class HistoryAnswer(BaseModel):
     user_id: str
     items: list[HistoryEntry]
     version: int
+    next: int | None = Field(None, description="What `after` is for the next page; null: there is none.")
 
 
 class MergeAnswer(BaseModel):

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Path
+from fastapi import APIRouter, Body, Path, Query
 
 from app.api.problems import wrong
 from app.api.routing import Json, StrictRoute, problems
@@ -23,8 +23,17 @@ def users_routes(service: Service) -> APIRouter:
         responses={200: {"model": HistoryAnswer}, **problems(422, 503)},
         **raw,
     )
-    async def history(user_id: UserId) -> Json:
-        return Json(await service.history(user_id))
+    async def history(
+        user_id: UserId,
+        limit: Annotated[int | None, Query(ge=1, le=10_000, description="Entries on a page; absent: all.")] = None,
+        after: Annotated[int, Query(ge=0, description="Entries of the pages before, counted from the oldest.")] = 0,
+    ) -> Json:
+        whole = await service.history(user_id)
+        if limit is None and not after:
+            return Json(whole)
+        count = len(whole["items"])
+        end = count if limit is None else min(after + limit, count)
+        return Json({**whole, "items": whole["items"][after:end], "next": end if end < count else None})
 
     @router.post(
         "/v1/users/{user_id:path}/merge",

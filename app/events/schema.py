@@ -251,9 +251,13 @@ def validate_item(item_id: object, raw: object) -> tuple[str, dict[str, ColumnVa
     """(id, columns) of an item.
 
     Raises:
-        EventRejected: as `validate_columns`, or a wrong id.
+        EventRejected: as `validate_columns`, or a wrong id, or `available` (what is read may be put again) is not true.
     """
-    return validate_id(item_id, "item_id"), validate_columns(raw, "item_id")
+    name, columns = validate_id(item_id, "item_id"), validate_columns(raw, "item_id")
+    available = columns.pop("available", None)
+    if available is not None and available is not True:
+        raise EventRejected("range", "available: wanted true or nothing; DELETE withdraws an item", "available")
+    return name, columns
 
 
 def validate_user(user_id: object, raw: object) -> tuple[str, dict[str, ColumnValue]]:

@@ -16,6 +16,8 @@ Mask = NDArray[np.bool_]
 class NumberColumn:
     """Numbers or booleans: float64 (n,), NaN where missing."""
 
+    holds: type | tuple[type, ...] | None = (int, float)
+
     def __init__(self, column: pa.ChunkedArray) -> None:
         self._values: NDArray[np.float64] = np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False))
 
@@ -30,6 +32,8 @@ class NumberColumn:
 
 class TermColumn:
     """Strings, or lists of strings, as an inverted index."""
+
+    holds: type | tuple[type, ...] | None = str
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         array = column.combine_chunks()
@@ -96,6 +100,8 @@ class TermColumn:
 
 class OtherColumn:
     """Whatever else a column may hold, value by value."""
+
+    holds: type | tuple[type, ...] | None = None  # anything may be asked
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         self._values = column.to_pylist()

@@ -67,3 +67,22 @@ def check(filters: Mapping[str, Mapping[str, Any]]) -> None:
                 raise RequestInvalid(field, wanted, "a number or a string")
             if operator == "exists" and not isinstance(wanted, bool):
                 raise RequestInvalid(field, wanted, "true or false")
+
+
+def check_operands(column: str, condition: Mapping[str, Any], holds: type | tuple[type, ...] | None) -> None:
+    """Refuses operands that no value of the column could equal or be compared with. `holds`: types; None: any.
+
+    Raises:
+        RequestInvalid: with the field, what was found and what was wanted.
+    """
+    if holds is None:
+        return
+    wanted_kind = "text" if holds is str else "a number"
+    for operator, wanted in condition.items():
+        if operator == "exists":
+            continue
+        for one in wanted if isinstance(wanted, list | tuple) else [wanted]:
+            if not isinstance(one, holds):
+                raise RequestInvalid(
+                    f"filters.{column}.{operator}", one, f"{wanted_kind}, as the items have in {column}"
+                )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from app.errors import RequestInvalid
 from app.retrieval.catalogue import LiveCatalogue
 from app.retrieval.columns import NumberColumn, OtherColumn, TermColumn, column_of
-from app.retrieval.conditions import check, passes
+from app.retrieval.conditions import check, check_operands, passes
 
 KEPT = 256  # masks kept, least recently used out first
 
@@ -58,6 +58,7 @@ class Filters:
                 continue
             if name not in self._columns:
                 self._columns[name] = column_of(table.column(name))
+            check_operands(name, condition, self._columns[name].holds)
             mask &= self._columns[name].mask(condition)
         return mask
 

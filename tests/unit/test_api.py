@@ -9,6 +9,8 @@ import orjson
 import pytest
 
 from app.api.application import create_application, create_edge
+from app.api.events import refuse_all_wrong
+from app.api.problems import Problem
 from app.settings import Settings
 from tests.unit.fake_service import FakeService
 
@@ -89,10 +91,7 @@ async def test_wrong_values_are_422_and_named(client: httpx.AsyncClient, body: A
 @pytest.mark.parametrize("path", ["/v1/recommend", "/v1/recommend/batch", "/v1/events", "/v1/items", "/v1/similar"])
 async def test_unreadable_is_400(client: httpx.AsyncClient, raw: bytes, path: str) -> None:
     response = await client.post(path, content=raw, headers={"content-type": "application/json"})
-    if raw == b"" and path not in ("/v1/recommend", "/v1/events"):
-        check_problem(response, 422)
-    else:
-        check_problem(response, 400)
+    check_problem(response, 400)
 
 
 async def test_too_large_and_not_json(client: httpx.AsyncClient) -> None:
@@ -311,3 +310,46 @@ async def test_wrong_questions_for_figures(
 ) -> None:
     problem = check_problem(await client.get(f"/v1/stats/{path}", params=params), status)
     assert [error["field"] for error in problem["errors"]] == ([] if field is None else [field])
+
+
+async def test_what_is_wrong_is_named_with_its_field_and_what_was_found(client: httpx.AsyncClient) -> None:
+    one = check_problem(await client.post("/v1/items", json={"items": 3}), 422)
+    assert one["errors"][0]["field"] == "items"
+    nothing = {"content-type": "application/json"}
+    assert (
+        check_problem(await client.post("/v1/items", content=b"null", headers=nothing), 422)["errors"][0]["field"]
+        == "body"
+    )
+    assert (
+        check_problem(await client.post("/v1/surfaces/home/rollback", json={"x": 1}), 422)["errors"][0]["field"] == "x"
+    )
+
+
+def test_a_refused_entry_is_shown_with_its_own_value() -> None:
+    rejected = [{"index": 0, "code": "range", "message": "user_id: wanted less", "field": "user_id"}]
+    with pytest.raises(Problem) as refused:
+        refuse_all_wrong([{"user_id": "u" * 200}], rejected)
+    assert refused.value.errors[0].field == "user_id"
+    assert refused.value.errors[0].found == "u" * 200
+    twice = [*rejected, {"index": 1, "code": "type", "message": "found 3, wanted an object"}]
+    with pytest.raises(Problem) as refused:
+        refuse_all_wrong([{"user_id": ""}, 3], twice)
+    assert [(one.field, one.found) for one in refused.value.errors] == [("0.user_id", ""), ("1", 3)]
+
+
+async def test_a_long_history_comes_in_pages() -> None:
+    class Long(FakeService):
+        async def history(self, user_id: str) -> dict[str, Any]:
+            return {"user_id": user_id, "items": [{"item_id": str(n)} for n in range(5)], "version": 5}
+
+    transport = httpx.ASGITransport(create_edge(Long()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://manta") as client:
+        whole = (await client.get("/v1/users/u/history")).json()
+        assert len(whole["items"]) == 5
+        found: list[str] = []
+        after: int | None = 0
+        while after is not None:
+            page = (await client.get(f"/v1/users/u/history?limit=2&after={after}")).json()
+            found += [item["item_id"] for item in page["items"]]
+            after = page["next"]
+        assert found == ["0", "1", "2", "3", "4"]

@@ -101,3 +101,11 @@ def test_a_bad_item_is_refused(key: bytes | None, value: bytes, code: str) -> No
     with pytest.raises(EventRejected) as caught:
         read_columns(key, value, "item_id")
     assert caught.value.code == code
+
+
+def test_what_is_read_of_an_item_may_be_put_again_and_only_delete_withdraws() -> None:
+    assert validate_item("1", {"item_id": "1", "available": True, "title": "T"}) == ("1", {"title": "T"})
+    for wrong in (False, "no", 1):
+        with pytest.raises(EventRejected, match="DELETE withdraws") as refused:
+            validate_item("1", {"available": wrong})
+        assert refused.value.field == "available"

@@ -258,3 +258,22 @@ def test_a_bundle_is_warmed_up_by_asking_all_of_it_and_a_broken_one_harms_nobody
     assert not caplog.records
     warm_up(replace(made, mix=(("nothing of this name", -1),), popular=np.array([10**6], np.int32)))
     assert "could not be warmed up" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("column", "condition"),
+    [
+        ("year", {"eq": "1995"}),
+        ("year", {"gte": "x"}),
+        ("year", {"any": [1995, "1996"]}),
+        ("genres", {"gte": 5}),
+        ("genres", {"any": [5]}),
+        ("title", {"eq": 5}),
+    ],
+)
+def test_an_operand_that_no_value_of_the_column_could_be_is_refused(
+    world: World, column: str, condition: dict[str, Any]
+) -> None:
+    (outcome,) = world.outcomes(Request(filters={column: condition}))
+    assert isinstance(outcome, RequestInvalid)
+    assert outcome.field == f"filters.{column}.{next(iter(condition))}"

@@ -75,6 +75,7 @@ def test_a_system_lives_as_long_as_someone_needs_it(tmp_path: Path) -> None:
     assert run_of(tmp_path, users=[me]).alive()
     assert not run_of(tmp_path, users=[dead]).alive()
     assert not run_of(tmp_path, users=[me], ray=dead).alive()
+    assert not run_of(tmp_path, users=[me], owner=dead).alive(), "what its owner started for itself keeps nothing alive"
     assert run_of(tmp_path, temporary=False, ray=me).alive()
     assert not run_of(tmp_path, temporary=False, ray=dead, users=[me]).alive()
 

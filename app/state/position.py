@@ -58,6 +58,8 @@ class Position:
             with path.open("r+b" if writable else "rb") as file:
                 access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
                 self._map = mmap.mmap(file.fileno(), SIZE, access=access)
+        except FileNotFoundError:
+            raise StateUnavailable(f"{path} cannot be read: no state has been written here yet (`manta up`)") from None
         except (OSError, ValueError) as error:
             raise StateUnavailable(f"the state writer's position {path} cannot be read: {error}") from None
         self.path = path

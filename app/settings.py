@@ -94,6 +94,7 @@ class LakeSettings(Section):
     keep_snapshots_h: float = Field(
         24.0, ge=0, description="Hours a snapshot can be read by its id once another has followed."
     )
+    max_snapshots: int = Field(1000, ge=1, description="Snapshots kept at most, however young: each commit names all.")
     grace_h: float = Field(
         24.0, ge=0.01, description="Hours a reader may take: only then files that nothing refers to are removed."
     )
@@ -108,6 +109,9 @@ class IngestSettings(Section):
     follow_s: float = Field(2.0, gt=0, description="Seconds between the commits of `manta ingest --follow`.")
     follow_rows: int = Field(
         100_000, ge=1, description="Messages such a commit takes at most; more waiting: the next one follows at once."
+    )
+    follow_upkeep: int = Field(
+        500, ge=0, description="Rounds of `--follow` with news after which it compacts and expires; 0: never."
     )
 
 

@@ -52,21 +52,13 @@ def stats(json_: show.JsonFlag = False) -> None:
 
 def compact(table: Tables = None, json_: show.JsonFlag = False) -> None:
     """Merges small files of each partition (`lake.target_file_bytes`); ingest and readers go on meanwhile."""
-    from app.lake.compaction import compact as merge
+    from app.lake.maintenance import compact_tables
     from app.lake.tables import open_lake
 
-    session = open_session()
-    lake = open_lake(session.settings, session.home)
-    rows = []
+    session, names = open_session(), _named(table, "manta lake compact")
     with show.progress("compact") as bar:
-        for name in _named(table, "manta lake compact"):
-            done = merge(
-                lake,
-                name,
-                target_bytes=session.settings.lake.target_file_bytes,
-                progress=lambda done, todo, name=name: bar.topic(name, done, todo),  # type: ignore[misc]
-            )
-            rows.append(asdict(done))
+        done = compact_tables(open_lake(session.settings, session.home), names, bar.topic)
+        rows = [asdict(one) for one in done]
     if json_:
         show.as_json({"tables": rows})
     else:
@@ -75,22 +67,13 @@ def compact(table: Tables = None, json_: show.JsonFlag = False) -> None:
 
 def expire(table: Tables = None, json_: show.JsonFlag = False) -> None:
     """Forgets old snapshots (`lake.keep_snapshots_h`); removes files once no reader needs them (`lake.grace_h`)."""
-    from app.lake.expiry import expire as forget
+    from app.lake.maintenance import expire_tables
     from app.lake.tables import open_lake
 
-    session = open_session()
-    lake, kept = open_lake(session.settings, session.home), session.settings.lake
-    rows = []
+    session, names = open_session(), _named(table, "manta lake expire")
     with show.progress("expire") as bar:
-        for name in _named(table, "manta lake expire"):
-            done = forget(
-                lake,
-                name,
-                keep_s=kept.keep_snapshots_h * 3600,
-                grace_s=kept.grace_h * 3600,
-                progress=lambda done, todo, name=name: bar.topic(name, done, todo),  # type: ignore[misc]
-            )
-            rows.append(asdict(done))
+        done = expire_tables(open_lake(session.settings, session.home), names, bar.topic)
+        rows = [asdict(one) for one in done]
     if json_:
         show.as_json({"tables": rows})
     else:

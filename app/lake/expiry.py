@@ -10,6 +10,8 @@ from typing import Any
 
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.table import Table
+from pyiceberg.table.metadata import TableMetadata
+from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.table.update import AssertRefSnapshotId, RemoveSnapshotsUpdate, SetPropertiesUpdate
 
 from app.errors import MantaError
@@ -56,6 +58,7 @@ def expire(
     *,
     keep_s: float,
     grace_s: float,
+    keep_most: int | None = None,
     now_ms: int | None = None,
     progress: FileProgress | None = None,
 ) -> Expiry:
@@ -70,6 +73,7 @@ def expire(
         name: of the table.
         keep_s: how long a snapshot can be read by its id once another has followed, seconds.
         grace_s: how long whoever planned a scan may take to read it, seconds.
+        keep_most: older snapshots than the newest so many go, however young; None: all may stay.
         now_ms: the time, milliseconds; None: the clock's.
         progress: called as files are removed.
 
@@ -81,7 +85,7 @@ def expire(
     for _ in range(_LOST_COMMITS):
         table = lake.table(name)
         try:
-            _forget(table, report, now, int(keep_s * 1000), int(grace_s * 1000))
+            _forget(table, report, now, int(keep_s * 1000), int(grace_s * 1000), keep_most)
             break
         except CommitFailedException:
             report.lost_commits += 1
@@ -94,7 +98,7 @@ def expire(
     return report
 
 
-def _forget(table: Table, report: Expiry, now: int, keep_ms: int, grace_ms: int) -> None:
+def _forget(table: Table, report: Expiry, now: int, keep_ms: int, grace_ms: int, keep_most: int | None) -> None:
     """One commit: the old snapshots go, and where their files stand is written down."""
     current = table.current_snapshot()
     if current is None:
@@ -104,13 +108,7 @@ def _forget(table: Table, report: Expiry, now: int, keep_ms: int, grace_ms: int)
         append(table, TABLES[table.name()[-1]].empty_table(), progress_of(table), max_open_partitions=1)
         current = table.current_snapshot()
     metadata = table.metadata
-    followed = {one.parent_snapshot_id: one.timestamp_ms for one in metadata.snapshots}
-    named = {ref.snapshot_id for ref in metadata.refs.values()}
-    old = [
-        one
-        for one in metadata.snapshots
-        if one.snapshot_id not in named and followed.get(one.snapshot_id, one.timestamp_ms) <= now - keep_ms
-    ]
+    old = _superseded(metadata, now - keep_ms, keep_most)
     if not old:
         return
     record = f"{table.location()}/metadata/expired-{uuid.uuid4()}.json"
@@ -132,6 +130,20 @@ def _forget(table: Table, report: Expiry, now: int, keep_ms: int, grace_ms: int)
             raise
         raise CommitFailedException("a snapshot has gone") from None
     report.snapshots = len(old)
+
+
+def _superseded(metadata: TableMetadata, before_ms: int, keep_most: int | None) -> list[Snapshot]:
+    """Snapshots that another followed before, or that are too many; none that a branch or tag names."""
+    followed = {one.parent_snapshot_id: one.timestamp_ms for one in metadata.snapshots}
+    named = {ref.snapshot_id for ref in metadata.refs.values()}
+    ordered = sorted(metadata.snapshots, key=lambda one: one.sequence_number or 0)
+    too_many = {one.snapshot_id for one in (ordered[:-keep_most] if keep_most is not None else [])}
+    return [
+        one
+        for one in metadata.snapshots
+        if one.snapshot_id not in named
+        and (followed.get(one.snapshot_id, one.timestamp_ms) <= before_ms or one.snapshot_id in too_many)
+    ]
 
 
 def expired_records(table: Table) -> list[dict[str, Any]]:

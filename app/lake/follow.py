@@ -3,11 +3,12 @@
 import logging
 from collections.abc import Callable
 
-from app.errors import BrokerUnavailable
+from app.errors import BrokerUnavailable, MantaError
 from app.events.blocks import read_here
 from app.events.ranges import TopicBounds
 from app.events.topics import bounds
 from app.lake.ingest import TOPICS, IngestJob, IngestReport, ReadProgress
+from app.lake.maintenance import compact_tables, expire_tables
 from app.lake.tables import Lake
 from app.settings import Settings
 
@@ -28,7 +29,8 @@ def follow(
     """Commits what has come every `ingest.follow_s` seconds, at most `ingest.follow_rows` messages at a time.
 
     More than that waiting: the next commit follows at once. New partitions are read from their beginning. An outage
-    of the broker is waited out. What is small is read in this process: no job is started for it.
+    of the broker is waited out. What is small is read in this process: no job is started for it. Every
+    `ingest.follow_upkeep` rounds the lake is compacted and expired.
 
     Args:
         settings: with the broker's address.
@@ -47,14 +49,29 @@ def follow(
         bounded, lake, read_here, accept_gap=accept_gap, progress=progress, stop=lambda: wait(0.0), report=report
     )
     seen: dict[str, TopicBounds] = {}
+    rounds = 0
     try:
         while not wait(ingest.follow_s):
             try:
-                seen = _round(job, settings, seen, wait)
+                before, seen = seen, _round(job, settings, seen, wait)
+                rounds += before != seen
+                if ingest.follow_upkeep and rounds >= ingest.follow_upkeep:
+                    rounds = 0
+                    _keep_up(lake)
             except BrokerUnavailable as error:
                 log.warning("ingest: %s; trying again", error)
     finally:
         job.close()
+
+
+def _keep_up(lake: Lake) -> None:
+    """So many commits leave so many small files and snapshots, which every commit after them pays for."""
+    try:
+        done = [*compact_tables(lake, TOPICS), *expire_tables(lake, TOPICS)]
+    except MantaError as error:  # another writer was first too often: next time
+        log.warning("ingest: upkeep of the lake: %s", error)
+    else:
+        log.info("ingest: upkeep of the lake: %s", done)
 
 
 def _round(job: IngestJob, settings: Settings, seen: dict[str, TopicBounds], wait: Wait) -> dict[str, TopicBounds]:

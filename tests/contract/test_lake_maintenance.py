@@ -189,6 +189,16 @@ def test_a_superseded_snapshot_stays_as_long_as_the_settings_say_and_a_named_one
     assert [row["offset"] for row in rows(lake)] == list(range(5))
 
 
+def test_of_too_many_snapshots_the_newest_stay_however_young(lake: Lake) -> None:
+    for _ in range(6):
+        add(lake, [1])
+    newest = sorted(lake.table(EVENTS).snapshots(), key=lambda one: one.sequence_number)[-2:]
+    report = expire(lake, EVENTS, keep_s=HOUR_S, grace_s=HOUR_S, keep_most=2)
+    assert (report.snapshots, report.snapshots_left, report.files) == (4, 2, 0)
+    assert {one.snapshot_id for one in lake.table(EVENTS).snapshots()} == {one.snapshot_id for one in newest}
+    assert progress_of(lake.table(EVENTS)).topics[EVENTS].next == {0: 6}
+
+
 def test_what_a_killed_writer_left_goes_and_what_a_commit_under_way_has_written_stays(lake: Lake) -> None:
     add(lake, [1])
     table = lake.table(EVENTS)

@@ -108,10 +108,15 @@ def probes(bundle: ServableBundle, k: int, timeout_ms: int) -> list[Request]:
     return [Request(history=known, k=k, timeout_ms=timeout_ms), Request(k=k, timeout_ms=timeout_ms)]
 
 
-def warm_up(bundle: ServableBundle) -> None:
-    """Asks a bundle that was just loaded: what libraries prepare on their first use (100 ms) no client waits for."""
+def warm_up(bundle: ServableBundle, target: LiveBundle | None = None) -> None:
+    """Asks a bundle that was just loaded: what libraries prepare on their first use (100 ms) no client waits for.
+
+    `target`: where its live items stand already; None: they are made for this.
+    """
+    stages = LocalStages({bundle.id: bundle})
     try:
-        recommend_now(in_process(bundle), probes(bundle, 10, 10_000))
+        chain = Chain("warm-up", SurfaceSettings(), target or LiveBundle(bundle), MemoryState(), stages)
+        recommend_now(chain, probes(bundle, 10, 10_000))
     except Exception:  # what is wrong with it, the first request will say
         logger.exception("bundle %s could not be warmed up", bundle.id)
 

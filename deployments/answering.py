@@ -95,9 +95,9 @@ class Answering:
         from app.bundles.load import load_bundle  # torch and all: only a replica takes it in, not who deploys it
 
         bundle = load_bundle(folder)
-        warm_up(bundle)
         lists = ListStore(self._folder / "lists" / bundle_id, bundle.lists) if bundle.lists else None
         live = LiveBundle(bundle, lists)
+        warm_up(bundle, live)
         try:
             live.live.apply(self._state.item_changes(0))
         except MantaError as error:

@@ -17,6 +17,8 @@ Loaded = TypeVar("Loaded")
 RETRY_S = 0.5
 # A bundle that could not be loaded is tried again after this, as long as it is wanted.
 RETRY_LOAD_S = 5.0
+# A replica takes requests only once it has what is live, unless that takes longer than this.
+FIRST_LOAD_S = 60.0
 
 Exchange = Callable[[Report, str | None], Awaitable[Orders]]
 
@@ -118,6 +120,15 @@ class BundleStore(Generic[Loaded]):
             if not (bundle in self.loaded or bundle in self._tasks or bundle in self._failed):
                 self._tasks[bundle] = asyncio.create_task(self._take(bundle, Path(folder)))
         self._settle()
+
+    async def ready(self) -> None:
+        """Returns once the live bundles are loaded, none is live, or it takes longer than FIRST_LOAD_S."""
+        try:
+            async with asyncio.timeout(FIRST_LOAD_S):
+                await self.joined()
+                await self.settled()
+        except TimeoutError:
+            logger.warning("starting before the live bundles are loaded")
 
     async def joined(self) -> None:
         """Returns once the first orders have come."""

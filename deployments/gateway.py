@@ -12,7 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from app.api.application import create_edge
-from app.api.problems import Problem, internal, problem_of
+from app.api.problems import Problem, problem_of, shown_problem
 from app.api.schemas import PromoteBody, RecommendBody, SimilarBody, plain_filters
 from app.api.service import Json, Step
 from app.chain.request import Answer, Request, similar
@@ -44,7 +44,6 @@ logger = logging.getLogger(__name__)
 FIGURES_S = 1.0
 # A replica whose catch-up has failed for this long is not just late: Serve replaces it.
 BROKEN_S = 3.0
-FIRST_LOAD_S = 60.0
 # How long a replica that closes hands over impressions before it leaves the rest.
 CLOSE_S = 1.0
 
@@ -122,12 +121,7 @@ class Gateway:
             await self._fresh()
         except StateUnavailable as error:
             logger.warning("starting before the state is there: %s", error)
-        try:
-            async with asyncio.timeout(FIRST_LOAD_S):
-                await self._store.joined()
-                await self._store.settled()
-        except TimeoutError:
-            logger.warning("starting before the live bundles are loaded")
+        await self._store.ready()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve asks for the application once the replica stands."""
@@ -225,10 +219,7 @@ class Gateway:
             return outcome
         if not isinstance(outcome, Exception):
             raise outcome
-        problem = problem_of(outcome)
-        if problem is None:
-            logger.error("a request of a batch failed", exc_info=outcome)
-        return problem or internal()
+        return shown_problem(outcome)
 
     async def similar(self, body: SimilarBody) -> Json:
         """As `Service.similar`."""

@@ -1,7 +1,6 @@
 """Retriever and ranker as deployments of their own (topology `distributed`), asked by bundle id."""
 
 import asyncio
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -23,12 +22,9 @@ from deployments.coordinator import Coordinator
 from deployments.loopback import keep_to_node
 from deployments.threads import cap_threads
 
-logger = logging.getLogger(__name__)
 Loaded = TypeVar("Loaded")
 # How long a call waits for a bundle that is on its way (to a replica that has just started).
 LOADING_S = 1.0
-# A replica takes requests only once it has what is live, unless that takes longer than this.
-FIRST_LOAD_S = 60.0
 WARM_ROWS = 200
 
 
@@ -41,14 +37,9 @@ class _Stage(Generic[Loaded]):
         self._store = store
         self._following = asyncio.create_task(store.follow(Coordinator(settings, Path(home)).exchange))
 
-    async def join(self) -> None:
-        """Returns once the live bundles are loaded, none is live, or it takes too long."""
-        try:
-            async with asyncio.timeout(FIRST_LOAD_S):
-                await self._store.joined()
-                await self._store.settled()
-        except TimeoutError:
-            logger.warning("starting before the live bundles are loaded")
+    async def ready(self) -> None:
+        """As `BundleStore.ready`."""
+        await self._store.ready()
 
     async def of(self, bundle_id: str) -> Loaded:
         """What was loaded of a bundle. Raises StageStarting."""
@@ -86,7 +77,7 @@ class Retriever:
 
     async def __init__(self, settings: Settings, home: str, cpus: float) -> None:  # type: ignore[misc]
         self._stage: _Stage[Mapping[str, Source]] = _Stage(settings, home, cpus, BundleStore("retriever", _sources))
-        await self._stage.join()
+        await self._stage.ready()
 
     async def retrieve(self, bundle_id: str, query: Query) -> Candidates:
         """As `app.chain.stages.Stages.retrieve`."""
@@ -98,7 +89,7 @@ class Scorer:
 
     async def __init__(self, settings: Settings, home: str, cpus: float) -> None:  # type: ignore[misc]
         self._stage: _Stage[Ranker | None] = _Stage(settings, home, cpus, BundleStore("ranker", _ranker))
-        await self._stage.join()
+        await self._stage.ready()
 
     async def score(self, bundle_id: str, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """As `app.chain.stages.Stages.score`."""

@@ -109,11 +109,10 @@ def import_(
     json_: show.JsonFlag = False,
 ) -> None:
     """Takes a bundle in that another system has exported: verified, registered, not live."""
-    from app.bundles.registry import bundles_folder, open_registry
+    from app.bundles.registry import bundles_folder
     from app.bundles.transfer import import_bundle
 
-    session = open_session()
-    registry = open_registry(session.settings, session.home)
+    session, registry = open_session(), _registry()
     found, manifest = import_bundle(place, bundles_folder(session.settings, session.home))
     registry.register(found.bundle, Path(found.place), manifest.model_dump(mode="json"))
     _say(asdict(found), json_)

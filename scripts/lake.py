@@ -1,8 +1,9 @@
 """Commands about the lake: stats, compact, expire, export."""
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,9 +11,16 @@ from app.errors import SettingsError
 from scripts import show
 from scripts.session import open_session
 
+if TYPE_CHECKING:
+    from app.lake.maintenance import TableProgress
+    from app.lake.tables import Lake
+
 Tables = Annotated[
     list[str] | None, typer.Option("--table", metavar="NAME", help="Only this table; repeats. Default: all.")
 ]
+
+# What `app.lake.maintenance` does to some tables: a report of each, as it is done.
+Work = Callable[["Lake", Sequence[str], "TableProgress"], Iterator[Any]]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -53,31 +61,30 @@ def stats(json_: show.JsonFlag = False) -> None:
 def compact(table: Tables = None, json_: show.JsonFlag = False) -> None:
     """Merges small files of each partition (`lake.target_file_bytes`); ingest and readers go on meanwhile."""
     from app.lake.maintenance import compact_tables
-    from app.lake.tables import open_lake
 
-    session, names = open_session(), _named(table, "manta lake compact")
-    with show.progress("compact") as bar:
-        done = compact_tables(open_lake(session.settings, session.home), names, bar.topic)
-        rows = [asdict(one) for one in done]
-    if json_:
-        show.as_json({"tables": rows})
-    else:
-        show.table(rows, ["table", "files_before", "files_after", "merged", "bytes", "commits"], "no tables")
+    shown = ["table", "files_before", "files_after", "merged", "bytes", "commits"]
+    _maintain("compact", compact_tables, table, shown, json_)
 
 
 def expire(table: Tables = None, json_: show.JsonFlag = False) -> None:
     """Forgets old snapshots (`lake.keep_snapshots_h`); removes files once no reader needs them (`lake.grace_h`)."""
     from app.lake.maintenance import expire_tables
+
+    shown = ["table", "snapshots", "snapshots_left", "files", "bytes", "waiting"]
+    _maintain("expire", expire_tables, table, shown, json_)
+
+
+def _maintain(verb: str, work: Work, table: Tables, shown: list[str], json_: bool) -> None:
     from app.lake.tables import open_lake
 
-    session, names = open_session(), _named(table, "manta lake expire")
-    with show.progress("expire") as bar:
-        done = expire_tables(open_lake(session.settings, session.home), names, bar.topic)
+    session, names = open_session(), _named(table, f"manta lake {verb}")
+    with show.progress(verb) as bar:
+        done = work(open_lake(session.settings, session.home), names, bar.topic)
         rows = [asdict(one) for one in done]
     if json_:
         show.as_json({"tables": rows})
     else:
-        show.table(rows, ["table", "snapshots", "snapshots_left", "files", "bytes", "waiting"], "no tables")
+        show.table(rows, shown, "no tables")
 
 
 def export(

@@ -1,6 +1,5 @@
 """What the edge answers itself, past routing: a POST from the bytes of its body to the bytes of its answer."""
 
-import logging
 from collections.abc import Awaitable, Callable
 
 import orjson
@@ -8,12 +7,10 @@ from pydantic import ValidationError
 
 from app.api.edge import Lane, Lanes, Reply
 from app.api.events import EVENTS_PATH, entries, post_events
-from app.api.problems import Problem, encode, internal, invalid, problem_of, unreadable, wrong
+from app.api.problems import encode, invalid, shown_problem, unreadable, wrong
 from app.api.recommend import RECOMMEND
 from app.api.schemas import RecommendBody
 from app.api.service import Service
-
-logger = logging.getLogger(__name__)
 
 
 def lanes(service: Service) -> Lanes:
@@ -57,14 +54,7 @@ def _guarded(work: Callable[[bytes], Awaitable[Reply]]) -> Lane:
         except orjson.JSONDecodeError as error:
             problem = unreadable(str(error))
         except Exception as error:
-            problem = _problem(error)
+            problem = shown_problem(error)
         return problem.status, problem.encode(), problem.headers
 
     return answer
-
-
-def _problem(error: Exception) -> Problem:
-    known = problem_of(error)
-    if known is None:
-        logger.error("a request failed", exc_info=error)
-    return known or internal()

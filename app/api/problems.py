@@ -1,5 +1,6 @@
 """Every error over HTTP is one `application/problem+json` (RFC 9457): what, found, wanted; never a stack trace."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from app.errors import (
     RequestInvalid,
     StateUnavailable,
 )
+
+logger = logging.getLogger(__name__)
 
 CONTENT_TYPE = "application/problem+json"
 TITLES = {
@@ -94,6 +97,14 @@ def encode(value: Any) -> bytes:
 def wrong(field: str, found: Any, wanted: str) -> Problem:
     """422 for one value."""
     return Problem(422, f"{field}: {wanted}", [FieldError(field, found, wanted)])
+
+
+def shown_problem(error: BaseException) -> Problem:
+    """What a client is told of any error; one that is not known is logged, and its words stay here."""
+    known = problem_of(error)
+    if known is None:
+        logger.error("a request failed", exc_info=error)
+    return known or internal()
 
 
 def problem_of(error: BaseException) -> Problem | None:

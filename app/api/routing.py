@@ -1,6 +1,5 @@
 """How every route of ours is: bodies read by orjson (strict JSON), unknown query keys refused, errors as problems."""
 
-import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -10,11 +9,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-from app.api.problems import CONTENT_TYPE, FieldError, Problem, encode, internal, invalid, problem_of, unreadable
+from app.api.problems import CONTENT_TYPE, FieldError, Problem, encode, invalid, shown_problem, unreadable
 from app.api.schemas import ProblemAnswer
 from app.errors import MantaError
-
-logger = logging.getLogger(__name__)
 
 MEANINGS = {
     400: "Not JSON, broken UTF-8 or NaN",
@@ -73,9 +70,8 @@ class StrictRoute(APIRoute):
                 return await handle(asked)
             except (MantaError, HTTPException, RequestValidationError):
                 raise
-            except Exception:
-                logger.exception("request failed")
-                return problem_response(internal())
+            except Exception as error:
+                return problem_response(shown_problem(error))
 
         return strict
 
@@ -99,10 +95,7 @@ def install_handlers(app: FastAPI) -> None:
         return response
 
     async def on_error(_: Request, error: Exception) -> Response:
-        problem = problem_of(error)
-        if problem is None:
-            logger.error("request failed", exc_info=error)
-        return problem_response(problem or internal())
+        return problem_response(shown_problem(error))
 
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http)

@@ -28,6 +28,7 @@ from app.faults import reach
 
 OFFSETS = "manta.offsets"
 GAPS = "manta.gaps"
+LOST_COMMITS = 20  # times that another writer may be first before a writer gives up
 _KEPT_GAPS = 50
 UNPARTITIONED = 0
 _FILE_BYTES = 512_000_000  # of uncompressed Arrow a data file

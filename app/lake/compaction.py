@@ -17,14 +17,13 @@ from pyiceberg.types import TimestamptzType
 
 from app.errors import MantaError
 from app.faults import reach
-from app.lake.commit import UNPARTITIONED, progress_of
+from app.lake.commit import LOST_COMMITS, UNPARTITIONED, progress_of
 from app.lake.rewrite import rewrite
 from app.lake.tables import Lake
 
 _SMALL = 0.75  # of the wanted size: a file from there on is left alone
 _COMMIT_BYTES = 1_000_000_000  # of small files that one commit replaces, roughly
 _GROUP_ROWS = 200_000  # rows of a row group: narrow bounds of arrival, and bounded memory
-_LOST_COMMITS = 20
 _ARRIVAL = "record_time"
 
 log = logging.getLogger(__name__)
@@ -175,7 +174,7 @@ def _row_groups(table: Table, small: list[FileScanTask]) -> Iterator[pa.Table]:
 
 def _commit(lake: Lake, name: str, ready: list[_Merged], report: Compaction) -> None:
     """Puts merged files in their place, on the table as it stands by now."""
-    for _ in range(_LOST_COMMITS):
+    for _ in range(LOST_COMMITS):
         table = lake.table(name)
         live = {task.file.file_path: task for task in table.scan().plan_files()}
         whole = [one for one in ready if all(_untouched(live.get(file.file_path)) for file in one.sources)]
@@ -199,7 +198,7 @@ def _commit(lake: Lake, name: str, ready: list[_Merged], report: Compaction) -> 
         report.bytes += sum(file.file_size_in_bytes for file in removed)
         report.files_after = len(live) - len(removed) + len(added)
         return
-    raise MantaError(f"compact {name}: found another commit first {_LOST_COMMITS} times, wanted to be first once")
+    raise MantaError(f"compact {name}: found another commit first {LOST_COMMITS} times, wanted to be first once")
 
 
 def _untouched(task: FileScanTask | None) -> bool:

@@ -17,12 +17,11 @@ from pyiceberg.table.update import AssertRefSnapshotId, RemoveSnapshotsUpdate, S
 from app.errors import MantaError
 from app.events.decode import TABLES
 from app.faults import reach
-from app.lake.commit import OFFSETS, append, progress_of
+from app.lake.commit import LOST_COMMITS, OFFSETS, append, progress_of
 from app.lake.files import Files, referred_to
 from app.lake.tables import Lake
 
 EXPIRED = "manta.expired"  # table property: [{"at": milliseconds, "file": whose snapshots' manifest lists}], in grace
-_LOST_COMMITS = 20
 
 log = logging.getLogger(__name__)
 # Called with (files removed, files to remove).
@@ -82,7 +81,7 @@ def expire(
     """
     now = int(time.time() * 1000) if now_ms is None else now_ms
     report = Expiry(name)
-    for _ in range(_LOST_COMMITS):
+    for _ in range(LOST_COMMITS):
         table = lake.table(name)
         try:
             _forget(table, report, now, int(keep_s * 1000), int(grace_s * 1000), keep_most)
@@ -91,7 +90,7 @@ def expire(
             report.lost_commits += 1
             log.info("expire %s: another commit was first; looking again", name)
     else:
-        raise MantaError(f"expire {name}: found another commit first {_LOST_COMMITS} times, wanted to be first once")
+        raise MantaError(f"expire {name}: found another commit first {LOST_COMMITS} times, wanted to be first once")
     reach("expire:committed")
     report.snapshots_left = len(table.metadata.snapshots)
     _remove(lake, report, now - int(grace_s * 1000), progress)

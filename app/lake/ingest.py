@@ -22,7 +22,7 @@ from app.events.ranges import OffsetRange, chunks
 from app.events.schema import DLQ, EVENTS, IMPRESSIONS, ITEMS, USERS
 from app.events.topics import bounds
 from app.faults import reach
-from app.lake.commit import TopicOffsets, append, replace
+from app.lake.commit import LOST_COMMITS, TopicOffsets, append, replace
 from app.lake.gaps import plan_from
 from app.lake.identities import accepted_events
 from app.lake.snapshot import Snapshot, snapshot, snapshot_of
@@ -30,7 +30,6 @@ from app.lake.tables import Lake
 from app.settings import Settings
 
 TOPICS = (ITEMS, USERS, EVENTS, IMPRESSIONS)
-_LOST_COMMITS = 20
 _READ_FAILURES = 3
 _REMEMBERED = 4_000_000  # events, 24 bytes each
 
@@ -120,7 +119,7 @@ class IngestJob:
     def take(self, topic: str) -> None:
         """Brings one topic's table up to the log's end as it is now; raises as `take_all`."""
         failures = 0
-        for _ in range(_LOST_COMMITS):
+        for _ in range(LOST_COMMITS):
             try:
                 self._take_once(topic)
                 return
@@ -133,7 +132,7 @@ class IngestJob:
                 if failures == _READ_FAILURES:
                     raise error.cause from None
                 self._seen = None  # planned anew: offsets that have gone meanwhile are named as a gap
-        raise MantaError(f"ingest {topic}: found another commit first {_LOST_COMMITS} times, wanted to be alone")
+        raise MantaError(f"ingest {topic}: found another commit first {LOST_COMMITS} times, wanted to be alone")
 
     def _take_once(self, topic: str) -> None:
         # The table before the log's bounds: what another ingest commits in between makes ours fail, and is no gap

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rocksdict import AccessType, BlockBasedOptions, DBCompressionType, Options, Rdict
+from rocksdict import AccessType, BlockBasedOptions, ColumnFamily, DBCompressionType, Options, Rdict
 
 FORMAT = 1
 # Every column family is there from the start: a secondary that does not know one refuses to open.
@@ -91,6 +91,23 @@ def open_primary(path: Path, families: Sequence[str] = FAMILIES) -> Rdict:
     """The one writer's view; fails while another process holds it."""
     path.mkdir(parents=True, exist_ok=True)
     return Rdict(str(path), _options(), column_families={name: _options() for name in families})
+
+
+def close(db: Rdict, families: dict[str, Rdict], handles: dict[str, ColumnFamily]) -> None:
+    """Lets go of a database: RocksDB's lock is held as long as any handle lives."""
+    handles.clear()
+    for family in families.values():
+        family.close()
+    families.clear()
+    db.close()
+
+
+def get_many(family: Rdict, keys: Sequence[bytes]) -> list[bytes | None]:
+    """Values of a family; None: not there."""
+    if not keys:
+        return []
+    found: list[bytes | None] = family.get(list(keys))
+    return found
 
 
 def open_secondary(path: Path, own_path: Path, families: Sequence[str] = FAMILIES) -> Rdict:

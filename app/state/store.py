@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from rocksdict import Checkpoint, Rdict, WriteBatch
+from rocksdict import Checkpoint, WriteBatch
 
 from app.errors import StateUnavailable
 from app.events.schema import EVENTS, MERGE
@@ -138,11 +138,7 @@ class StateStore:
 
     def close(self) -> None:
         """Lets go of the database: RocksDB's lock is held as long as any handle lives."""
-        self._handles.clear()
-        for family in self._families.values():
-            family.close()
-        self._families.clear()
-        self._db.close()
+        layout.close(self._db, self._families, self._handles)
 
     # --- events
 
@@ -152,7 +148,7 @@ class StateStore:
         fresh = [event for event in events if event.offset >= done.get(event.partition, 0)]
         identities = [event.identity for event in fresh]
         asked = list({identity for identity in identities if identity is not None})
-        found = _get_many(self._families[layout.SEEN], asked)
+        found = layout.get_many(self._families[layout.SEEN], asked)
         seen = {key: value or b"" for key, value in zip(asked, found, strict=True)}
         handle, accepted = self._handles[layout.SEEN], []
         for event, identity in zip(fresh, identities, strict=True):
@@ -178,7 +174,7 @@ class StateStore:
         links = Links(self._families[layout.LINKS].get)
         stale = {user_id for event in merges for user_id in links.merge(event)}
         keys = list(entries)
-        records = dict(zip(keys, _get_many(self._families[layout.HISTORIES], keys), strict=True))
+        records = dict(zip(keys, layout.get_many(self._families[layout.HISTORIES], keys), strict=True))
         own: dict[bytes, bytes | None] = {}  # records of users whose history is a view
         for key, more in entries.items():
             stale |= self._fold(key, more, records, own, links)
@@ -254,7 +250,7 @@ class StateStore:
         for item_id, columns in items:
             latest.setdefault(item_id, []).append(columns)
         keys = [item_id.encode() for item_id in latest]
-        stored = _get_many(self._families[layout.ITEMS], keys)
+        stored = layout.get_many(self._families[layout.ITEMS], keys)
         for key, before, states in zip(keys, stored, latest.values(), strict=True):
             known = next((columns for columns in reversed(states) if columns is not None), None)
             columns = known if known is not None else (before[ITEM.size :] if before else b"{}")
@@ -300,10 +296,3 @@ class StateStore:
             write.delete(key, self._handles[family])
         else:
             write.put(key, value, self._handles[family])
-
-
-def _get_many(family: Rdict, keys: list[bytes]) -> list[bytes | None]:
-    if not keys:
-        return []
-    found: list[bytes | None] = family.get(keys)
-    return found

@@ -12,11 +12,11 @@ from rocksdict import Rdict
 
 from app.errors import StateUnavailable
 from app.settings import StatsSettings
-from app.state.layout import open_secondary
+from app.state.layout import get_many, open_secondary
 from app.stats.counters import DAY_US, HOUR_US, SIZES, Figure, read_figure, time_key
 from app.stats.fold import LISTS, SECOND_US, STATE, Progress
 from app.stats.held import DAYS, FAMILIES, HOURS, META
-from app.stats.store import StatsPaths, get_many, scan
+from app.stats.store import StatsPaths, scan
 
 Step = Literal["hour", "day", "week"]
 _FAMILY = {"hour": HOURS, "day": DAYS, "week": DAYS}

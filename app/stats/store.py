@@ -6,7 +6,7 @@ from pathlib import Path
 from rocksdict import Rdict, WriteBatch
 
 from app.errors import StateUnavailable
-from app.state.layout import open_primary
+from app.state.layout import close, get_many, open_primary
 from app.stats.held import FAMILIES, Changes
 
 
@@ -57,19 +57,7 @@ class RocksHeld:
 
     def close(self) -> None:
         """Lets go of the database: RocksDB's lock is held as long as any handle lives."""
-        self._handles.clear()
-        for family in self._families.values():
-            family.close()
-        self._families.clear()
-        self._db.close()
-
-
-def get_many(family: Rdict, keys: Sequence[bytes]) -> list[bytes | None]:
-    """Values of a family; None: not there."""
-    if not keys:
-        return []
-    found: list[bytes | None] = family.get(list(keys))
-    return found
+        close(self._db, self._families, self._handles)
 
 
 def scan(family: Rdict, first: bytes, below: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -2,10 +2,8 @@
 
 import contextlib
 import logging
-import os
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +11,13 @@ import pyarrow
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from app.settings import Settings
 from app.state.writer import StateWriterLoop
 from deployments.cluster import NAMESPACE
+from deployments.node_actors import NodeWriter, pinned
 from deployments.retention import RetentionWatch
-from deployments.stats_writer import STATS_PREFIX, start_stats_writer
+from deployments.stats_writer import STATS_PREFIX, StatsWriter
 
 SUPERVISOR = "manta-state-supervisor"
 WRITER_PREFIX = "manta-state-writer-"
@@ -27,41 +25,16 @@ _LOOK_S = 1.0
 _ANSWER_S = 2.0
 _STATUS_S = 0.5  # a writer that says nothing must not keep those who ask from hearing of the others in time
 _STATS_AFTER_S = 5.0  # a system that starts has better things to do, and figures miss nothing
-_FAILED_S = 1.0  # before a failed writer gives way to the next: its status can be read, and it does not spin
 
 log = logging.getLogger("manta.state")
 
 
-class StateWriter:
-    """One node's writer: a thread does the work (`app.state.writer`), the actor answers how it goes."""
+class StateWriter(NodeWriter):
+    """One node's writer of the state (`app.state.writer`)."""
 
     def __init__(self, settings: Settings, home: str) -> None:
-        """Starts at once; waits for whoever still holds the database."""
         pyarrow.set_cpu_count(1)  # what the actor has reserved
-        self._loop = StateWriterLoop(settings, Path(home))
-        self._thread = threading.Thread(target=self._run, name="state-writer", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._loop.run()
-        except Exception:
-            log.exception("the state writer failed and is started anew")
-            time.sleep(_FAILED_S)
-            os._exit(1)  # Ray starts the actor again; offsets and state are as of the last batch
-
-    def status(self) -> dict[str, Any]:
-        """As `StateWriterLoop.status`, with the node."""
-        return {"node": ray.get_runtime_context().get_node_id(), **self._loop.status()}
-
-    def lag(self) -> dict[str, int]:
-        """Topic → messages that are not applied yet."""
-        return self._loop.lag()
-
-    def stop(self) -> None:
-        """Ends the work and closes the database (`ray.kill` is safe too)."""
-        self._loop.stop()
-        self._thread.join()
+        super().__init__(StateWriterLoop(settings, Path(home)), "state-writer")
 
 
 class StateSupervisor:
@@ -89,19 +62,19 @@ class StateSupervisor:
     def _look(self) -> None:
         """Starts writers on new nodes, forgets those of nodes that have gone, replaces those that ended for good."""
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        self._keep_on(alive, self._writers, WRITER_PREFIX, _start_writer)
+        self._keep_on(alive, self._writers, WRITER_PREFIX, StateWriter, 0.1)
         if self._settings.stats.enabled and time.monotonic() - self._began > _STATS_AFTER_S:
-            self._keep_on(alive, self._stats_writers, STATS_PREFIX, start_stats_writer)
+            self._keep_on(alive, self._stats_writers, STATS_PREFIX, StatsWriter, 0.0)
 
     def _keep_on(
-        self, nodes: set[str], writers: dict[str, ActorHandle], prefix: str, start: Callable[..., ActorHandle]
+        self, nodes: set[str], writers: dict[str, ActorHandle], prefix: str, actor: type[NodeWriter], num_cpus: float
     ) -> None:
         for node in [node for node in writers if node not in nodes]:
             ray.kill(writers.pop(node))
         for node in nodes:
             name = prefix + node[:8]
             if node not in writers or _gone(name):
-                writers[node] = start(name, node, self._settings, self._home)
+                writers[node] = pinned(actor, name, node, num_cpus, self._settings, self._home)
 
     def status(self) -> list[dict[str, Any]]:
         """`StateWriter.status` of each node; a writer that does not answer: its node, name and state `starting`."""
@@ -166,20 +139,6 @@ def stop_state_writers(timeout_s: float = 10.0) -> None:
     with contextlib.suppress(RayActorError, GetTimeoutError):
         ray.get(supervisor.stop.remote(), timeout=timeout_s)
     ray.kill(supervisor)
-
-
-def _start_writer(name: str, node: str, settings: Settings, home: str) -> ActorHandle:
-    writer = ray.remote(StateWriter).options(
-        name=name,
-        namespace=NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        max_restarts=-1,
-        max_concurrency=4,
-        num_cpus=0.1,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-    )
-    return writer.remote(settings, home)
 
 
 def _gone(name: str) -> bool:

@@ -16,7 +16,6 @@ from app.errors import MantaError
 from app.events.blocks import Reader, ReadFailed
 from app.events.decode import TABLES
 from app.events.entities import ID_FIELDS, latest_versions
-from app.events.identity import Hashes, SeenEvents, named_by_place
 from app.events.letter_box import DeadLetterBox
 from app.events.ranges import OffsetRange, chunks
 from app.events.schema import DLQ, EVENTS, IMPRESSIONS, ITEMS, USERS
@@ -24,14 +23,13 @@ from app.events.topics import bounds
 from app.faults import reach
 from app.lake.commit import LOST_COMMITS, TopicOffsets, append, replace
 from app.lake.gaps import plan_from
-from app.lake.identities import accepted_events
+from app.lake.identities import KnownEvents
 from app.lake.snapshot import Snapshot, snapshot, snapshot_of
 from app.lake.tables import Lake
 from app.settings import Settings
 
 TOPICS = (ITEMS, USERS, EVENTS, IMPRESSIONS)
 _READ_FAILURES = 3
-_REMEMBERED = 4_000_000  # events, 24 bytes each
 
 log = logging.getLogger(__name__)
 # Called with (topic, messages read so far, messages to read).
@@ -95,10 +93,8 @@ class IngestJob:
         self._accept_gap = accept_gap
         self._progress = progress
         self._stop = stop
-        self._seen: SeenEvents | None = None
-        self._seen_from: int | None = None
-        self._left: TopicOffsets | None = None  # where `events` stood after our last commit
-        self._arrival = 0
+        self._known = KnownEvents(int(settings.events.dedup_days * 86_400_000))
+        self._left: dict[str, TopicOffsets] | None = None  # where `events` stood after our last commit
 
     def close(self) -> None:
         """Ends the producer of dead letters."""
@@ -125,13 +121,13 @@ class IngestJob:
                 return
             except CommitFailedException:
                 self.report.lost_commits += 1
-                self._seen = None
+                self._known.forget()
                 log.info("ingest %s: another commit was first; reading the offsets again", topic)
             except ReadFailed as error:
                 failures += 1
                 if failures == _READ_FAILURES:
                     raise error.cause from None
-                self._seen = None  # planned anew: offsets that have gone meanwhile are named as a gap
+                self._known.forget()  # planned anew: offsets that have gone meanwhile are named as a gap
         raise MantaError(f"ingest {topic}: found another commit first {LOST_COMMITS} times, wanted to be alone")
 
     def _take_once(self, topic: str) -> None:
@@ -139,8 +135,8 @@ class IngestJob:
         now = snapshot(self._lake, topic)
         held = bounds(self._settings.kafka, [topic])[topic]
         stood = now.progress.topics.get(topic, TopicOffsets("", {}))
-        if topic == EVENTS and stood != self._left:
-            self._seen = None  # another has committed events that are not remembered
+        if topic == EVENTS and now.progress.topics != self._left:
+            self._known.forget()  # another has committed events that are not remembered
         ranges, gaps = plan_from(now, held, self._settings.kafka, accept_gap=self._accept_gap)
         target = TopicOffsets(held.topic_id, {cut.partition: cut.start for cut in ranges})
         todo = sum(len(cut) for cut in ranges)
@@ -155,7 +151,7 @@ class IngestJob:
             self._begin_letters(now)
             accepted, doubled = self._read(topic, chunk, now, (done, todo))
             now = self._commit(topic, now, target, accepted, gaps, doubled)
-            self._forget()
+            self._known.tidy()
             gaps = []
             done += sum(len(cut) for cut in chunk)
             if self._stop():
@@ -179,7 +175,7 @@ class IngestJob:
             fresh, refused = block.decoded.events, block.decoded.rejected
             done += len(fresh) + len(refused)
             if block.hashes is not None:
-                kept = self._fresh(fresh, block.hashes, now)
+                kept = self._known.fresh(fresh, block.hashes, now)
                 doubled += len(fresh) - len(kept)
                 fresh = kept
             accepted.append(fresh)
@@ -187,35 +183,6 @@ class IngestJob:
             if self._progress is not None:
                 self._progress(topic, min(done, todo), todo)
         return pa.concat_tables(accepted), doubled
-
-    def _fresh(self, events: pa.Table, hashes: Hashes, now: Snapshot) -> pa.Table:
-        """The events that do not count yet."""
-        if not len(events):
-            return events
-        times = events["record_time"].cast(pa.int64()).to_numpy() // 1000
-        self._arrival = int(times.min())
-        seen = self._remember(now, self._arrival)
-        doubled = seen.duplicates(hashes, times, named_by_place(events))
-        seen.add(hashes[~doubled], times[~doubled])
-        return events.filter(pa.array(~doubled)) if doubled.any() else events
-
-    def _remember(self, now: Snapshot, arrival_ms: int) -> SeenEvents:
-        """The lake's events that one arriving at `arrival_ms` or later may double."""
-        horizon_ms = int(self._settings.events.dedup_days * 86_400_000)
-        least = arrival_ms - horizon_ms
-        if self._seen is None:
-            self._seen, self._seen_from = SeenEvents(horizon_ms), None
-        if self._seen_from is None or least < self._seen_from:
-            for hashes, times in accepted_events(now, least, self._seen_from):
-                self._seen.add(hashes, times)
-            self._seen_from = least
-        return self._seen
-
-    def _forget(self) -> None:
-        """Between commits, when many are remembered: what only a late arrival could double can be read again."""
-        if self._seen is not None and self._seen_from is not None and len(self._seen) > _REMEMBERED:
-            self._seen.forget_before(self._arrival)
-            self._seen_from = max(self._seen_from, self._arrival - self._seen.horizon_ms)
 
     def _commit(
         self,
@@ -238,7 +205,7 @@ class IngestJob:
             append(now.source, accepted, progress, max_open_partitions=self._settings.lake.max_open_partitions)
         reach("ingest:committed")
         if topic == EVENTS:
-            self._left = target
+            self._left = progress.topics
         self._count(topic, target, accepted, gaps, doubled)
         # Not the table as it stands by now: only what this very commit left behind is read on from
         return snapshot_of(topic, now.source)

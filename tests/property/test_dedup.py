@@ -19,7 +19,7 @@ from app.events.columns import RECORDS
 from app.events.decode import decode_topic
 from app.events.ranges import OffsetRange, TopicBounds
 from app.events.schema import EVENTS
-from app.lake import ingest
+from app.lake import identities, ingest
 from app.lake.compaction import compact
 from app.lake.ingest import IngestJob
 from app.lake.snapshot import snapshot
@@ -119,7 +119,7 @@ def lake_of(log: list[Fake], cuts: Sequence[int], remembered: int, folder: Path)
         job = IngestJob(small, lake, read)
         with (
             patch.object(ingest, "bounds", lambda *_, held=held: held),
-            patch.object(ingest, "_REMEMBERED", remembered),
+            patch.object(identities, "_REMEMBERED", remembered),
         ):
             job.take(EVENTS)
         if size % 3 == 0:

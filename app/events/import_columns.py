@@ -5,9 +5,10 @@ characters) one by one. The same row gives the same bytes wherever it stands, so
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from itertools import chain
 from typing import Any
 
 import orjson
@@ -20,10 +21,17 @@ from app.events.schema import SCHEMA_VERSION, format_time
 IDS = ("event_id", "user_id", "session_id", "item_id", "surface", "request_id", "variant", "bundle")
 _CONTROL = r"[\x00-\x1f]"
 _UNREADABLE = "!"  # stands for what JSON has no form for: the row is refused
+_JSON = pa.json_(pa.string())  # cells that are written already
 
 
-def event_values(rows: pa.Table, first: int | None) -> list[bytes]:
-    """The JSON of each row as an event; what is absent and can be known from the row is added.
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows as columns; cells that have no single plain type (mixed, lists, objects) are JSON already."""
+    names = list(dict.fromkeys(chain.from_iterable(rows)))
+    return pa.table({name: _column(name, [row.get(name) for row in rows]) for name in names})
+
+
+def event_values(rows: pa.Table, first: int | None) -> pa.Array:
+    """The JSON of each row as an event, binary; what is absent and can be known from the row is added.
 
     Without `event_type`, a row with a value is a `rating`, any other a `click`; without `event_id` the row's content,
     and its place where there is one, make it.
@@ -43,9 +51,7 @@ def event_values(rows: pa.Table, first: int | None) -> list[bytes]:
     body = pc.binary_join_element_wise(*fields, "")
     if ids.null_count:
         ids = pc.coalesce(ids, _ids(body, first))
-    encoded = pc.binary_join_element_wise('{"event_id":', ids, body, "}", "")
-    found: list[bytes] = encoded.cast(pa.binary()).to_pylist()
-    return found
+    return pc.binary_join_element_wise('{"event_id":', ids, body, "}", "").cast(pa.binary())
 
 
 def plain(value: Any) -> Any:
@@ -56,6 +62,53 @@ def plain(value: Any) -> Any:
     if isinstance(value, Decimal):
         return float(value)
     return value.isoformat() if isinstance(value, date) else value
+
+
+def id_text(value: Any) -> Any:
+    """A number that stands for an id, as text."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _column(name: str, cells: list[Any]) -> pa.Array:
+    try:
+        column = pa.array(cells)
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError):
+        column = None
+    if column is not None and _is_plain(column.type):
+        return column
+    return pa.ExtensionArray.from_storage(_JSON, pa.array([_cell(name, cell) for cell in cells], pa.string()))
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    """Whether Arrow surely holds each cell as it was; it cuts times among dates, and takes text for bytes."""
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    return number or any(
+        is_kind(kind) for is_kind in (pa.types.is_null, pa.types.is_boolean, pa.types.is_string, pa.types.is_timestamp)
+    )
+
+
+def _cell(name: str, value: Any) -> str | None:
+    """JSON text of one cell, as its column would have written it."""
+    value = plain(value)
+    if value is None or value != value:
+        return None
+    if name == "context" and isinstance(value, str):
+        return _embedded(value)
+    if name in IDS:
+        value = id_text(value)
+    elif name == "event_time" and isinstance(value, int | float) and not isinstance(value, bool):
+        value = _moment(value)
+    return _dumped(value)
+
+
+def _moment(value: float) -> str:
+    """RFC 3339 of seconds since 1970, above 1e11 milliseconds."""
+    try:
+        return format_time(round(value * (1_000 if abs(value) > 1e11 else 1_000_000)))
+    except (OverflowError, ValueError, OSError):
+        return str(value)  # no time at all: refused as text
 
 
 def _member(name: str, texts: pa.Array) -> pa.Array:
@@ -76,8 +129,13 @@ def _ids(body: pa.Array, first: int | None) -> pa.Array:
 def _texts(name: str, column: pa.Array) -> pa.Array:
     """JSON text of each cell; null where there is nothing."""
     kind = column.type
+    if isinstance(kind, pa.JsonType):
+        return column.storage
     if pa.types.is_dictionary(kind):
         column = column.dictionary_decode()
+        kind = column.type
+    if pa.types.is_decimal(kind):
+        column = column.cast(pa.float64())
         kind = column.type
     number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
     if pa.types.is_null(kind):

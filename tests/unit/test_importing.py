@@ -16,7 +16,7 @@ import pytest
 
 from app.errors import MantaError, SettingsError
 from app.events import importing
-from app.events.import_columns import event_values, plain
+from app.events.import_columns import columns_of, event_values
 from app.events.import_sources import FileSource, LastValues, Row, Source, SqlSource
 from app.events.importing import import_rows
 from app.settings import KafkaSettings, Settings
@@ -117,16 +117,19 @@ CELLS: list[tuple[str, Any, Any]] = [
 @pytest.mark.parametrize(("name", "cell", "wanted"), CELLS, ids=[f"{name} {cell!r}" for name, cell, _ in CELLS])
 def test_columns_and_rows_write_a_cell_alike(name: str, cell: Any, wanted: Any) -> None:
     table = pa.table({"event_id": ["e", "e"], name: pa.array([cell, None])})
-    full, empty = (json.loads(value) for value in event_values(table, 0))
+    full, empty = (json.loads(value) for value in event_values(table, 0).to_pylist())
     assert full[name] == wanted
     assert name not in empty
-    assert json.loads(importing._event({"event_id": "e", name: plain(cell)}, b""))[name] == wanted
+    rows = [{"event_id": "e", name: cell}, {"event_id": "e"}]
+    assert [json.loads(value) for value in event_values(columns_of(rows), 0).to_pylist()] == [full, empty]
+    mixed, _ = (json.loads(value) for value in event_values(columns_of([*rows[:1], {name: ["a"]}]), 0).to_pylist())
+    assert mixed[name] == wanted
 
 
 def test_an_id_made_of_a_row_is_the_same_wherever_the_row_stands_in_a_batch() -> None:
     table = pa.table({"user_id": ["a", "b\n"], "item_id": ["x", "y"]})
-    both = event_values(table, 5)
-    assert event_values(table.slice(1), 6) == both[1:]
+    both = event_values(table, 5).to_pylist()
+    assert event_values(table.slice(1), 6).to_pylist() == both[1:]
     assert event_values(table, 6)[0] != both[0]
     assert event_values(table, None)[0] == event_values(table.slice(0, 1), None)[0]
 

@@ -119,6 +119,12 @@ class StateSettings(Section):
     """User and item state in RocksDB."""
 
     max_history: int = Field(3000, ge=1, le=100_000, description="Newest events kept per user.")
+    ttl_days: float | None = Field(
+        None,
+        gt=0,
+        description="Events older than this, counted back from the newest event time of all, are in no history, when "
+        "answering as in training; null: none expires. Longer than it was: run `manta state rebuild`.",
+    )
     catch_up_timeout_s: float = Field(1.0, gt=0, description="A replica that cannot catch up within this answers 503.")
     batch_events: int = Field(2000, ge=1, description="Events the writer applies in one write batch at most.")
     checkpoints: str = Field(
@@ -146,8 +152,9 @@ class StatsSettings(Section):
     )
     click_types: tuple[str, ...] = Field(("click",), min_length=1, description="Event types that are clicks.")
     conversion_types: tuple[str, ...] = Field(("purchase",), description="Event types that are conversions.")
-    keep_hours: int = Field(168, ge=1, description="Hours of hourly figures kept.")
-    keep_days: int = Field(92, ge=1, description="Days of daily figures kept.")
+    keep_hours: int = Field(168, ge=1, description="Hours of hourly figures that `/v1/stats` has.")
+    keep_days: int = Field(92, ge=1, description="Days of daily figures that `/v1/stats` has.")
+    in_lake: bool = Field(True, description="Hours and days go to the lake's table `figures` once they are final.")
     trending_hours: tuple[Annotated[int, Field(ge=1, le=8760)], ...] = Field(
         (24, 168), min_length=1, description="Windows of trending items; the shortest is filled from the longer ones."
     )
@@ -217,6 +224,17 @@ class RegistrySettings(Section):
     keep: int = Field(10, ge=2, description="Bundles kept besides those that are live.")
 
 
+class ErasureSettings(Section):
+    """Users who are erased."""
+
+    delete_records: bool = Field(
+        False,
+        description="`true`: an erasure deletes from Kafka what everybody has read up to the request, of all users; "
+        "else its report gives the date when retention will have.",
+    )
+    retry_s: float = Field(60.0, gt=0, description="A place that failed is tried again after this.")
+
+
 class LogSettings(Section):
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     requests: bool = Field(False, description="One JSON line per request.")
@@ -237,6 +255,7 @@ class Settings(Section):
     ray: RaySettings = RaySettings()
     learn: LearnSettings = LearnSettings()
     registry: RegistrySettings = RegistrySettings()
+    erasure: ErasureSettings = ErasureSettings()
     log: LogSettings = LogSettings()
     surfaces: dict[str, SurfaceSettings] = Field(
         default={"home": SurfaceSettings()}, min_length=1, description="Surfaces by name; the first is the default."

@@ -1,23 +1,22 @@
 """The registry: which bundles there are, which is live on each surface, and what became of each promotion.
 
-Its aliases are the only truth about what is live. Every change is one transaction whose first statement writes
-(so that sqlite takes its lock at once, and other databases their row locks): of two writers one wins.
+Its aliases are the only truth about what is live. Every change is one transaction (`app.database`): of two writers one
+wins.
 """
 
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DatabaseError, IntegrityError
-from sqlalchemy.schema import CreateTable
+from sqlalchemy.exc import IntegrityError
 
-from app.errors import Conflict, NotFound, RegistryUnavailable
+from app.database import Database, database_url
+from app.errors import Conflict, NotFound
 from app.settings import Settings
 
 State = Literal["loading", "live", "refused", "failed", "rolled_back"]
@@ -140,7 +139,7 @@ def bundles_folder(settings: Settings, home: Path) -> Path:
 
 def open_registry(settings: Settings, home: Path) -> "Registry":
     """The registry that the settings name, else sqlite under the home."""
-    return Registry(settings.registry.url or f"sqlite:///{home / 'registry.db'}")
+    return Registry(database_url(settings, home))
 
 
 class Registry:
@@ -152,21 +151,11 @@ class Registry:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        address = sa.make_url(url)
-        sqlite = address.get_backend_name() == "sqlite"
-        if sqlite and address.database:
-            Path(address.database).parent.mkdir(parents=True, exist_ok=True)
-        options: dict[str, Any] = {"connect_args": {"timeout": 30.0}} if sqlite else {"pool_pre_ping": True}
-        self._engine = sa.create_engine(address, **options)
-        if sqlite:
-            sa.event.listen(self._engine, "connect", _prepare_sqlite)
-        with self._transaction() as connection:
-            for table in _METADATA.sorted_tables:
-                connection.execute(CreateTable(table, if_not_exists=True))
+        self._database = Database(url, _METADATA)
 
     def close(self) -> None:
         """Gives the connections back."""
-        self._engine.dispose()
+        self._database.close()
 
     # Bundles
 
@@ -183,7 +172,7 @@ class Registry:
             "manifest": dict(manifest),
         }
         try:
-            with self._transaction() as connection:
+            with self._database.transaction() as connection:
                 connection.execute(sa.insert(_BUNDLES), row)
         except IntegrityError:
             raise Conflict(f"bundle {bundle} is registered already; a bundle is registered under a new id") from None
@@ -196,7 +185,7 @@ class Registry:
             query = query.where(
                 sa.tuple_(_BUNDLES.c.created, _BUNDLES.c.id) < sa.tuple_(sa.literal(mark.created), sa.literal(mark.id))
             )
-        return [_bundle(row) for row in self._rows(query.limit(limit) if limit is not None else query)]
+        return [_bundle(row) for row in self._database.rows(query.limit(limit) if limit is not None else query)]
 
     def bundle(self, bundle: str) -> BundleRow:
         """One bundle.
@@ -204,7 +193,7 @@ class Registry:
         Raises:
             NotFound: no such id.
         """
-        rows = self._rows(sa.select(_BUNDLES).where(_BUNDLES.c.id == bundle))
+        rows = self._database.rows(sa.select(_BUNDLES).where(_BUNDLES.c.id == bundle))
         if not rows:
             raise NotFound(f"no bundle {bundle!r} is registered")
         return _bundle(rows[0])
@@ -214,7 +203,7 @@ class Registry:
 
         What is live, was live before, or is being promoted stays besides.
         """
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             held = sa.union(
                 sa.select(_ALIASES.c.bundle),
                 sa.select(_ALIASES.c.previous).where(_ALIASES.c.previous.is_not(None)),
@@ -228,17 +217,17 @@ class Registry:
 
     def live(self, surface: str) -> str | None:
         """The bundle that is live on the surface, None: none was ever promoted there."""
-        rows = self._rows(sa.select(_ALIASES.c.bundle).where(_ALIASES.c.surface == surface))
+        rows = self._database.rows(sa.select(_ALIASES.c.bundle).where(_ALIASES.c.surface == surface))
         return rows[0].bundle if rows else None
 
     def aliases(self) -> AliasMap:
         """Every alias and the version of the whole map, from one read."""
-        found = [Alias(*row) for row in self._rows(sa.select(_ALIASES))]
+        found = [Alias(*row) for row in self._database.rows(sa.select(_ALIASES))]
         return AliasMap(sum(alias.version for alias in found), {alias.surface: alias for alias in found})
 
     def version(self) -> int:
         """The version of the alias map alone: one small read, for polling."""
-        return int(self._rows(sa.select(sa.func.coalesce(sa.func.sum(_ALIASES.c.version), 0)))[0][0])
+        return int(self._database.rows(sa.select(sa.func.coalesce(sa.func.sum(_ALIASES.c.version), 0)))[0][0])
 
     def rollback_target(self, surface: str) -> str:
         """The bundle that was live on the surface before the present one.
@@ -246,7 +235,7 @@ class Registry:
         Raises:
             NotFound: nothing was live there before.
         """
-        rows = self._rows(sa.select(_ALIASES.c.previous).where(_ALIASES.c.surface == surface))
+        rows = self._database.rows(sa.select(_ALIASES.c.previous).where(_ALIASES.c.surface == surface))
         if not rows or rows[0].previous is None:
             raise NotFound(f"surface {surface!r} has no bundle that was live before")
         return str(rows[0].previous)
@@ -269,7 +258,7 @@ class Registry:
         self.bundle(bundle)
         # One order of surfaces for everybody: two moves cannot wait for each other.
         try:
-            with self._transaction() as connection:
+            with self._database.transaction() as connection:
                 for surface, present in sorted(expected.items()):
                     if present != bundle:
                         self._swap(connection, surface, present, bundle)
@@ -324,7 +313,7 @@ class Registry:
             "created": now,
             "changed": now,
         }
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             connection.execute(sa.insert(_PROMOTIONS), row)
         return self.promotion(str(row["id"]))
 
@@ -355,7 +344,7 @@ class Registry:
             .where(_PROMOTIONS.c.id == promotion, _PROMOTIONS.c.state.in_(open_states))
             .values(**values)
         )
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             changed = connection.execute(change).rowcount
         now = self.promotion(promotion)
         if not changed:
@@ -368,7 +357,7 @@ class Registry:
         Raises:
             NotFound: no such id.
         """
-        rows = self._rows(sa.select(_PROMOTIONS).where(_PROMOTIONS.c.id == promotion))
+        rows = self._database.rows(sa.select(_PROMOTIONS).where(_PROMOTIONS.c.id == promotion))
         if not rows:
             raise NotFound(f"no promotion {promotion!r}")
         return _promotion(rows[0])
@@ -378,33 +367,7 @@ class Registry:
         query = sa.select(_PROMOTIONS).order_by(_PROMOTIONS.c.created.desc(), _PROMOTIONS.c.id.desc()).limit(limit)
         if state is not None:
             query = query.where(_PROMOTIONS.c.state == state)
-        return [_promotion(row) for row in self._rows(query)]
-
-    # The database
-
-    def _rows(self, query: sa.Select[Any]) -> list[Any]:
-        try:
-            with self._engine.connect() as connection:
-                return list(connection.execute(query).all())
-        except DatabaseError as error:
-            raise _unreachable(self.url, error) from None
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sa.Connection]:
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except IntegrityError:
-            raise
-        except DatabaseError as error:
-            raise _unreachable(self.url, error) from None
-
-
-def _prepare_sqlite(connection: Any, _record: object) -> None:
-    """Readers never wait for a writer (WAL), writers wait for each other instead of failing."""
-    connection.execute("PRAGMA busy_timeout=30000")
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
+        return [_promotion(row) for row in self._database.rows(query)]
 
 
 def _known(state: str) -> str:
@@ -416,11 +379,6 @@ def _known(state: str) -> str:
 def _lost(surface: str, found: str | None, wanted: str | None) -> Conflict:
     present = f"bundle {found}" if found else "nothing"
     return Conflict(f"surface {surface}: found {present} live, wanted {f'bundle {wanted}' if wanted else 'nothing'}")
-
-
-def _unreachable(url: str, error: DatabaseError) -> RegistryUnavailable:
-    shown = sa.make_url(url).render_as_string(hide_password=True)
-    return RegistryUnavailable(f"registry {shown}: {error.orig}; wanted a database that answers (registry.url)")
 
 
 def _bundle(row: Any) -> BundleRow:

@@ -8,8 +8,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # From the ground up; a module imports from its own package and from floors below.
 FLOORS = (
-    ("app.errors", "app.surfaces", "app.faults"),
+    ("app.errors", "app.surfaces", "app.faults", "app.time_to_live"),
     ("app.settings", "app.artifacts"),
+    ("app.database",),
+    ("app.erasure",),
     ("app.models",),
     ("app.events", "app.retrieval", "app.evaluation", "app.cache", "app.degrade"),
     ("app.lake", "app.rules"),

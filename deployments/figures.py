@@ -36,7 +36,8 @@ class Figures:
             if since is None:
                 since = min(until, progress.watermark or 0) - _BACK_US[step]
             found = self._reader.figures(since, until, step, surface=surface, by_source=by_source)
-            return ctr_answer(found, progress, by_source=by_source)
+            kept_from = self._reader.kept_from(step, progress)
+            return ctr_answer(found, progress, by_source=by_source, kept_from=kept_from)
 
         return await asyncio.to_thread(read)
 

@@ -133,8 +133,9 @@ def measure_here(settings: Settings, home: Path) -> dict[str, Any]:
 
 def _readers(settings: Settings, home: Path) -> dict[str, Mapping[str, Mapping[int, int]]]:
     """Reader → topic → partition → next offset."""
+    from app.events.decode import TABLES
     from app.lake.snapshot import snapshot
-    from app.lake.tables import TABLES, open_lake
+    from app.lake.tables import open_lake
 
     lake = open_lake(settings, home)
     read: dict[str, Mapping[int, int]] = {}

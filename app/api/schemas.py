@@ -303,6 +303,7 @@ class CtrAnswer(BaseModel):
                         }
                     ],
                     "watermark": "2026-11-21T10:41:07.250000Z",
+                    "kept_from": "2026-11-14T10:00:00Z",
                 }
             ]
         }
@@ -310,6 +311,9 @@ class CtrAnswer(BaseModel):
 
     buckets: list[Figures]
     watermark: str | None = Field(description="Event time that every partition has reached that is not silent.")
+    kept_from: str | None = Field(
+        None, description="Where the figures of this step begin; older ones are in the lake's table `figures`."
+    )
 
 
 class TrendingItem(BaseModel):

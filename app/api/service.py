@@ -68,7 +68,7 @@ class Service(Protocol):
     async def rollback(self, surface: str) -> Json: ...
 
     async def ctr(self, surface: str | None, first: int | None, end: int | None, step: Step, by_source: bool) -> Json:
-        """`{"buckets", "watermark"}` of the windows that overlap [first, end), microseconds; None: all surfaces."""
+        """`{"buckets", "watermark", "kept_from"}` of windows that overlap [first, end), microseconds; None: all."""
         ...
 
     async def trending(self, surface: str | None, k: int) -> Json:

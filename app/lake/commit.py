@@ -28,6 +28,7 @@ from app.faults import reach
 
 OFFSETS = "manta.offsets"
 GAPS = "manta.gaps"
+FINAL = "manta.final"
 LOST_COMMITS = 20  # times that another writer may be first before a writer gives up
 _KEPT_GAPS = 50
 UNPARTITIONED = 0
@@ -54,15 +55,21 @@ class Progress:
     Attributes:
         topics: topic to where reading goes on.
         gaps: accepted gaps, the newest 50, oldest first.
+        final: of `figures`: size of window to the time up to which the table has them, microseconds since 1970.
     """
 
     topics: dict[str, TopicOffsets] = field(default_factory=dict)
     gaps: tuple[dict[str, Any], ...] = ()
+    final: dict[str, int] = field(default_factory=dict)
 
     def moved(self, topic: str, offsets: TopicOffsets, gaps: Sequence[Mapping[str, Any]] = ()) -> "Progress":
         """The same with one topic further on."""
         kept = (*self.gaps, *(dict(gap) for gap in gaps))[-_KEPT_GAPS:]
-        return Progress(self.topics | {topic: offsets}, kept)
+        return Progress(self.topics | {topic: offsets}, kept, self.final)
+
+    def closed(self, upto: Mapping[str, int]) -> "Progress":
+        """The same with final windows up to later times."""
+        return Progress(self.topics, self.gaps, self.final | dict(upto))
 
     def properties(self) -> dict[str, str]:
         """As snapshot summary properties."""
@@ -70,7 +77,8 @@ class Progress:
             topic: {"id": held.topic_id, "next": {str(part): held.next[part] for part in sorted(held.next)}}
             for topic, held in sorted(self.topics.items())
         }
-        return {OFFSETS: json.dumps(topics)} | ({GAPS: json.dumps(self.gaps)} if self.gaps else {})
+        more = {GAPS: self.gaps, FINAL: self.final}
+        return {OFFSETS: json.dumps(topics)} | {name: json.dumps(held) for name, held in more.items() if held}
 
 
 def progress_of(table: Table) -> Progress:
@@ -88,7 +96,7 @@ def progress_of(table: Table) -> Progress:
                 topic: TopicOffsets(held["id"], {int(part): offset for part, offset in held["next"].items()})
                 for topic, held in json.loads(found[OFFSETS]).items()
             }
-            return Progress(topics, tuple(json.loads(found.get(GAPS, "[]"))))
+            return Progress(topics, tuple(json.loads(found.get(GAPS, "[]"))), json.loads(found.get(FINAL, "{}")))
         snapshot = table.snapshot_by_id(snapshot.parent_snapshot_id) if snapshot.parent_snapshot_id else None
     if current is not None:  # from the start again would double every row
         raise MantaError(

@@ -19,12 +19,12 @@ from app.errors import MantaError
 from app.faults import reach
 from app.lake.commit import LOST_COMMITS, UNPARTITIONED, progress_of
 from app.lake.rewrite import rewrite
-from app.lake.tables import Lake
+from app.lake.tables import ARRIVAL, Lake
 
 _SMALL = 0.75  # of the wanted size: a file from there on is left alone
 _COMMIT_BYTES = 1_000_000_000  # of small files that one commit replaces, roughly
 _GROUP_ROWS = 200_000  # rows of a row group: narrow bounds of arrival, and bounded memory
-_ARRIVAL = "record_time"
+_ARRIVAL = "record_time"  # but for the tables in `ARRIVAL`
 
 log = logging.getLogger(__name__)
 # Called with (files looked at, files to look at).
@@ -111,7 +111,7 @@ def bins(table: Table, tasks: list[FileScanTask], target_bytes: int) -> Iterator
         file = task.file
         if file.file_size_in_bytes < _SMALL * target_bytes and not task.delete_files and file.spec_id in known:
             groups.setdefault((file.spec_id, *(file.partition[i] for i in range(len(file.partition)))), []).append(task)
-    arrival = table.schema().find_field(_ARRIVAL).field_id
+    arrival = table.schema().find_field(ARRIVAL.get(table.name()[-1], _ARRIVAL)).field_id
     for group in groups.values():
         group.sort(key=lambda task: _lower_bound(task.file, arrival))
         gathered: list[FileScanTask] = []

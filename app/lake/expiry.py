@@ -15,11 +15,10 @@ from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.table.update import AssertRefSnapshotId, RemoveSnapshotsUpdate, SetPropertiesUpdate
 
 from app.errors import MantaError
-from app.events.decode import TABLES
 from app.faults import reach
 from app.lake.commit import LOST_COMMITS, OFFSETS, append, progress_of
 from app.lake.files import Files, referred_to
-from app.lake.tables import Lake
+from app.lake.tables import TABLES, Lake
 
 EXPIRED = "manta.expired"  # table property: [{"at": milliseconds, "file": whose snapshots' manifest lists}], in grace
 

@@ -9,7 +9,7 @@ from app.events.ranges import TopicBounds
 from app.events.topics import bounds
 from app.lake.ingest import TOPICS, IngestJob, IngestReport, ReadProgress
 from app.lake.maintenance import compact_tables, expire_tables
-from app.lake.tables import Lake
+from app.lake.tables import TABLES, Lake
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def follow(
 def _keep_up(lake: Lake) -> None:
     """So many commits leave so many small files and snapshots, which every commit after them pays for."""
     try:
-        done = [*compact_tables(lake, TOPICS), *expire_tables(lake, TOPICS)]
+        done = [*compact_tables(lake, list(TABLES)), *expire_tables(lake, list(TABLES))]
     except MantaError as error:  # another writer was first too often: next time
         log.warning("ingest: upkeep of the lake: %s", error)
     else:

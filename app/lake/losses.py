@@ -7,14 +7,15 @@ from typing import Any
 import orjson
 from pyiceberg.exceptions import CommitFailedException
 
+from app.events.decode import TABLES
 from app.events.entities import ID_FIELDS
 from app.events.producer import EventProducer, Record
 from app.events.ranges import TopicBounds, plan
-from app.events.schema import columns_message
+from app.events.schema import IMPORTED, columns_message
 from app.events.topics import bounds, ensure_topics
 from app.lake.commit import TopicOffsets, append, gap_record
 from app.lake.snapshot import snapshot
-from app.lake.tables import TABLES, Lake
+from app.lake.tables import Lake
 from app.settings import KafkaSettings
 
 _TRIES = 5
@@ -52,7 +53,8 @@ def _lost(lake: Lake, held: TopicBounds) -> list[dict[str, Any]]:
     if not lake.exists(held.topic):
         return []
     rows: list[dict[str, Any]] = snapshot(lake, held.topic).read().sort_by([("offset", "ascending")]).to_pylist()
-    return [row for row in rows if row["offset"] >= held.end.get(row["partition"], 0)]
+    sent = (row for row in rows if row["topic"] != IMPORTED)
+    return [row for row in sent if row["offset"] >= held.end.get(row["partition"], 0)]
 
 
 def _messages(id_field: str, rows: list[dict[str, Any]]) -> Iterator[Record]:

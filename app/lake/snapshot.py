@@ -10,9 +10,8 @@ import pyarrow.parquet as pq
 from pyiceberg.expressions import AlwaysTrue, And, BooleanExpression, GreaterThanOrEqual, LessThan
 from pyiceberg.table import DataScan, Table
 
-from app.events.decode import TABLES
 from app.lake.commit import Progress, progress_of
-from app.lake.tables import PARTITIONED_BY, Lake
+from app.lake.tables import PARTITIONED_BY, TABLES, Lake
 
 
 @dataclass(frozen=True, slots=True)

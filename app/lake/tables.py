@@ -5,17 +5,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchTableError, TableAlreadyExistsError
 from pyiceberg.table import Table
 from pyiceberg.transforms import DayTransform, MonthTransform
 
 from app.errors import MantaError
-from app.events.decode import TABLES
+from app.events import decode
+from app.events.columns import MICROS
 from app.events.schema import EVENTS, IMPRESSIONS
 from app.settings import LakeSettings, Settings
 
-__all__ = ["PARTITIONED_BY", "TABLES", "Lake", "open_lake"]
+__all__ = ["ARRIVAL", "FIGURES", "FIGURE_COLUMNS", "PARTITIONED_BY", "TABLES", "Lake", "open_lake"]
+
+FIGURES = "figures"
+FIGURE_COLUMNS = pa.schema(
+    [
+        ("window_start", MICROS),
+        ("window_end", MICROS),
+        ("size", pa.string()),  # hour, day
+        ("surface", pa.string()),
+        ("variant", pa.string()),
+        ("bundle", pa.string()),
+        ("by_source", pa.bool_()),  # false: all; true: a row per source that named the items, several may name one
+        ("source", pa.string()),  # null where by_source: no source is known
+        ("impressions", pa.int64()),
+        ("clicks", pa.int64()),
+        ("conversions", pa.int64()),
+    ]
+)
+
+# Every table and its columns: those of the topics, which ingest fills, and the figures.
+TABLES: dict[str, pa.Schema] = {**decode.TABLES, FIGURES: FIGURE_COLUMNS}
+
+# The column by which rows came, for all tables but those named.
+ARRIVAL = {FIGURES: "window_start"}
 
 # Tables that grow, and the time that they are partitioned by.
 PARTITIONED_BY = {EVENTS: "event_time", IMPRESSIONS: "time"}

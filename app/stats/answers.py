@@ -8,11 +8,14 @@ from app.stats.fold import Progress
 from app.stats.reader import Bucket
 
 
-def ctr_answer(buckets: list[Bucket], progress: Progress, *, by_source: bool) -> dict[str, Any]:
-    """`{"buckets": [...], "watermark"}`; `source` only where figures are by source."""
+def ctr_answer(
+    buckets: list[Bucket], progress: Progress, *, by_source: bool, kept_from: int | None = None
+) -> dict[str, Any]:
+    """`{"buckets": [...], "watermark", "kept_from"}`; `source` only where figures are by source."""
     return {
         "buckets": [_bucket(bucket, by_source=by_source) for bucket in buckets],
         "watermark": _time(progress.watermark),
+        "kept_from": _time(kept_from),
     }
 
 

@@ -26,6 +26,7 @@ FORMAT = 1
 STATE, LISTS = b"state", b"trending"  # keys of META
 SECOND_US = 1_000_000
 _DAY_MS = 86_400_000
+LONG_AGO = -(1 << 63)
 _AT_ONCE = 2000  # records and windows that one batch lets go of at most
 
 
@@ -59,6 +60,8 @@ class StatsFold:
         self._max_future_us = int(settings.events.max_future_s * SECOND_US)
         self._kept = {HOURS: stats.keep_hours * HOUR_US, DAYS: stats.keep_days * DAY_US}
         self._attribution_us = int(stats.attribution_s * SECOND_US)
+        self._margin_us = int(stats.allowed_lateness_s * SECOND_US) + self._attribution_us
+        self._to_lake = stats.in_lake
         self._identities = Identities(int(settings.events.dedup_days * _DAY_MS))
         self._trending = Trending(settings)
         self._kinds = kinds_of(IMPRESSION, stats.click_types, stats.conversion_types)
@@ -80,6 +83,7 @@ class StatsFold:
         }
         self.progress = Progress(**saved.get("progress", {}))
         self.topic_ids: dict[str, str] = saved.get("topic_ids", {})
+        self.in_lake: dict[str, int] = saved.get("in_lake", {})  # family → up to when its windows are in the lake
         self.late: Counter[str] = Counter(saved.get("late", {}))
         self.totals: Counter[str] = Counter(saved.get("totals", {}))
 
@@ -114,6 +118,18 @@ class StatsFold:
         complete = self.progress.complete
         reached = self._reached(partitions, idle) if self._high() else None
         return reached is not None and (complete is None or reached > complete)
+
+    def final_beyond_lake(self) -> dict[str, int]:
+        """Family → the end of its newest final window, where that is further than the lake; empty: nothing to write."""
+        if not self._to_lake or (final := self._final()) is None:
+            return {}
+        ends = {family: final - final % size for family, size in SIZES.items()}
+        return {family: end for family, end in ends.items() if end > self.in_lake.get(family, LONG_AGO)}
+
+    def note_in_lake(self, upto: Mapping[str, int]) -> None:
+        """Family → up to when its windows are in the lake by now: older ones need not be kept for that any more."""
+        self.in_lake |= upto
+        self._held.write({META: {STATE: self._saved()}})
 
     def list_trending(self) -> None:
         """Makes the lists of trending items anew from what is held."""
@@ -172,15 +188,15 @@ class StatsFold:
         about_answers = events.filter(about)
         self.late["unattributed"] += len(events) - len(about_answers)
         changed = self._joins.apply(impressions, about_answers, draft)
-        high = self._high()
-        oldest = {family: high - high % SIZES[family] - kept for family, kept in self._kept.items()}
+        oldest = {family: self._oldest(family) for family in SIZES}
+        if (final := self._final()) is not None:  # a reaction that still counts may be to what was shown in one of them
+            oldest = {family: max(start, final - SIZES[family] + 1) for family, start in oldest.items()}
         add_figures(changed, draft, oldest)
 
     def _open(self, topic: str, rows: pa.Table, time: str) -> pa.Table:
         """Without rows from before everything that is complete: a partition that was silent brings them."""
-        if self.progress.complete is None:
+        if (final := self._final()) is None:
             return rows
-        final = self.progress.complete - self._watermarks[topic].allowed_lateness_us - self._attribution_us
         closed = rows[time].cast(pa.int64()).to_numpy() < final
         self.late[topic] += int(closed.sum())
         return rows.filter(pa.array(~closed)) if closed.any() else rows
@@ -192,16 +208,24 @@ class StatsFold:
 
     def _let_go(self, draft: Draft) -> None:
         """Deletes what is too old: windows, and records that nothing can be added to."""
-        if (complete := self.progress.complete) is not None:
-            lateness = self._watermarks[EVENTS].allowed_lateness_us
-            self._joins.forget(draft, complete - lateness - self._attribution_us, _AT_ONCE, self.late)
-        high = self._high()
-        for family, kept in self._kept.items():
-            below = time_key(high - high % SIZES[family] - kept)
+        if (final := self._final()) is not None:
+            self._joins.forget(draft, final, _AT_ONCE, self.late)
+        for family in SIZES:
+            below = time_key(self._oldest(family))
             for (key, _), _place in zip(draft.scan(family, b"", below), range(_AT_ONCE), strict=False):
                 draft.put(family, key, None)
         if (as_of := self._watermarks[EVENTS].high) is not None:
             self._trending.expire(as_of, _AT_ONCE, draft)
+
+    def _final(self) -> int | None:
+        """Windows that end here or before do not change any more; None: it is not known yet."""
+        return None if self.progress.complete is None else self.progress.complete - self._margin_us
+
+    def _oldest(self, family: str) -> int:
+        """Start of the oldest window that is kept: as long as the settings say, and until the lake has it."""
+        high, size = self._high(), SIZES[family]
+        oldest = high - high % size - self._kept[family]
+        return min(oldest, self.in_lake.get(family, LONG_AGO)) if self._to_lake else oldest
 
     def _high(self) -> int:
         """The highest time of all; 0 without any."""
@@ -218,6 +242,7 @@ class StatsFold:
             "heights": {topic: text_keys(mark.heights) for topic, mark in self._watermarks.items()},
             "progress": {"watermark": progress.watermark, "as_of": progress.as_of, "complete": progress.complete},
             "topic_ids": self.topic_ids,
+            "in_lake": self.in_lake,
             "late": dict(self.late),
             "totals": dict(self.totals),
         }

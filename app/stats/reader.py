@@ -64,12 +64,10 @@ class StatsReader:
         with self._lock:
             self._catch_up()
             family, size = _FAMILY[step], _SIZE[step]
-            kept = SIZES[family]
             progress = self._progress()
-            newest = progress.as_of if progress.as_of is not None else progress.watermark
             oldest = _start(first, step)
-            if newest is not None:
-                oldest = max(oldest, newest - newest % kept - self._kept[family])
+            if (kept_from := self.kept_from(step, progress)) is not None:
+                oldest = max(oldest, kept_from)
             found: dict[Figure, list[int]] = {}
             for key, value in scan(self._families[family], time_key(oldest), time_key(_start(end - 1, step) + size)):
                 one = read_figure(key, value)
@@ -88,6 +86,12 @@ class StatsReader:
             )
             for place, counts in sorted(found.items(), key=lambda pair: [(part is not None, part) for part in pair[0]])
         ]
+
+    def kept_from(self, step: Step, progress: Progress) -> int | None:
+        """Where the figures of this step begin, microseconds; older ones: the lake's table `figures`. None: nowhere."""
+        newest = progress.as_of if progress.as_of is not None else progress.watermark
+        family = _FAMILY[step]
+        return None if newest is None else newest - newest % SIZES[family] - self._kept[family]
 
     def progress(self) -> Progress:
         """How far the figures are.

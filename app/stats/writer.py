@@ -14,6 +14,7 @@ from app.errors import StateUnavailable
 from app.settings import Settings
 from app.state.feed import StateFeed
 from app.stats.batch import TOPICS, Place, StatsBatch, to_batch
+from app.stats.final import FigureKeeper
 from app.stats.fold import StatsFold
 from app.stats.store import RocksHeld, StatsPaths
 
@@ -32,6 +33,7 @@ class StatsWriterLoop:
     def __init__(self, settings: Settings, home: Path) -> None:
         """Takes settings with the broker's address, and the MANTA_HOME."""
         self._settings, self._paths = settings, StatsPaths(home)
+        self._keeper = FigureKeeper(settings, home)
         self._stop = threading.Event()
         self._lag: dict[str, int] = {}
         self._fold: StatsFold | None = None
@@ -53,6 +55,7 @@ class StatsWriterLoop:
             "lag": dict(self._lag),
             "offsets": fold.offsets() if fold else {},
             "watermark": fold.progress.watermark if fold else None,
+            "in_lake": dict(fold.in_lake) if fold else {},
             "late": dict(fold.late) if fold else {},
             "totals": dict(fold.totals) if fold else {},
         }
@@ -73,10 +76,12 @@ class StatsWriterLoop:
             while not self._stop.is_set():
                 self._read(feed, fold)
                 self._look(feed, fold)
+                self._keeper.look(fold, held)
                 self._stop.wait(self._settings.stats.interval_s)
         finally:
             self._fold = None
             feed.close()
+            self._keeper.close()
             held.close()
 
     def _open(self) -> RocksHeld | None:

@@ -114,6 +114,6 @@ def test_the_latest_version_stands_and_a_withdrawn_item_keeps_its_columns(
 
 def test_export_writes_every_table(lake: Lake, tmp_path: Path) -> None:
     add(lake, events([1, 7]), 2)
-    assert export(lake, tmp_path / "out") == {"events": 2, "impressions": 0, "items": 0, "users": 0}
+    assert export(lake, tmp_path / "out") == {"events": 2, "figures": 0, "impressions": 0, "items": 0, "users": 0}
     assert pq.read_table(tmp_path / "out" / "events")["event_id"].to_pylist() == ["e0", "e1"]
     assert pq.read_table(tmp_path / "out" / "items").schema.names[:3] == ["item_id", "available", "columns"]

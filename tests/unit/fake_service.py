@@ -122,7 +122,8 @@ class FakeService:
         who = {"surface": surface or "home", "variant": "champion", "bundle": "b1"}
         source = {"source": "ease"} if by_source else {}
         span = {"start": "2026-11-21T10:00:00Z", "end": "2026-11-21T11:00:00Z"}
-        return {"buckets": [{**span, **who, **source, **figures}], "watermark": "2026-11-21T10:41:07Z"}
+        times = {"watermark": "2026-11-21T10:41:07Z", "kept_from": "2026-11-14T10:00:00Z"}
+        return {"buckets": [{**span, **who, **source, **figures}], **times}
 
     async def trending(self, surface: str | None, k: int) -> Json:
         if surface not in (None, *self.settings.surfaces):

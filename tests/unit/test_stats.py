@@ -15,7 +15,7 @@ from app.settings import Settings
 from app.stats.batch import StatsBatch
 from app.stats.counters import DAY_US, HOUR_US
 from app.stats.fold import StatsFold
-from app.stats.held import ANSWERS, Changes, MemoryHeld
+from app.stats.held import ANSWERS, DAYS, HOURS, Changes, MemoryHeld
 from app.stats.reader import Bucket, StatsReader
 from app.stats.store import RocksHeld, StatsPaths
 
@@ -169,6 +169,23 @@ def test_a_write_that_fails_changes_nothing_and_is_done_again() -> None:
         assert fold.offsets() == {EVENTS: {0: 1}, IMPRESSIONS: {0: 1}}
         assert _clicks(held) == [1]
         assert fold.totals["events"] == 1
+
+
+def test_a_reaction_changes_no_final_window_even_where_its_record_still_lives() -> None:
+    """A partition that was silent brings it, from just behind what is final, to what was shown just before that."""
+    held, log = MemoryHeld(), Log()
+    fold = StatsFold(held, SETTINGS)
+    both = [(EVENTS, 0), (IMPRESSIONS, 0)]
+    fold.apply(log.batch(answer(50, "r1", items="ab"), answer(125, "r2")), now_us=NOW)
+    fold.apply(log.batch(event(70, "b", request_id="r1")), now_us=NOW)
+    fold.apply(StatsBatch(partitions=both, idle=[(EVENTS, 0)]), now_us=NOW)
+    assert fold.final_beyond_lake() == {HOURS: MONDAY + HOUR_US, DAYS: MONDAY}  # 125 minutes less an hour's margin
+    before = held.families[HOURS].copy()
+    assert held.get(ANSWERS, [b"r1"]) != [None]
+    fold.apply(log.batch(event(72, "a", request_id="r1")), now_us=NOW)
+    assert held.families[HOURS] == before
+    assert sum(_clicks(held)) == 2  # the day is open
+    assert fold.late[EVENTS] == 0
 
 
 def test_what_repeats_counts_once_but_not_what_has_no_id_of_its_own() -> None:

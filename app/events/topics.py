@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from kafka import TopicPartition
 from kafka.admin import KafkaAdminClient, OffsetSpec
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 from kafka.protocol.consumer import IsolationLevel
 
 from app.errors import BrokerUnavailable
@@ -92,10 +92,13 @@ def bounds(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, TopicBou
     """What each topic holds now; a topic that does not exist has no partitions.
 
     Raises:
-        BrokerUnavailable: the broker cannot be reached.
+        BrokerUnavailable: the broker cannot be reached, or does not tell of a topic.
     """
     with administration(settings) as admin:
-        described = {t["name"]: t for t in admin.describe_topics(list(topics)) if t["error_code"] == 0}
+        described = {t["name"]: t for t in admin.describe_topics(list(topics)) if t["error_code"] != _UNKNOWN_TOPIC}
+        for name, found in described.items():
+            if found["error_code"]:  # not said to be missing: it may be there
+                raise BrokerUnavailable(f"topic {name}: {for_code(found['error_code']).__name__}")
         parts = [TopicPartition(name, p["partition_index"]) for name, t in described.items() for p in t["partitions"]]
         first = admin.list_partition_offsets(dict.fromkeys(parts, OffsetSpec.EARLIEST)) if parts else {}
         end = _committed_ends(admin, parts) if parts else {}

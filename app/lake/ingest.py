@@ -121,24 +121,25 @@ class IngestJob:
                 return
             except CommitFailedException:
                 self.report.lost_commits += 1
-                self._known.forget()
                 log.info("ingest %s: another commit was first; reading the offsets again", topic)
             except ReadFailed as error:
                 failures += 1
-                if failures == _READ_FAILURES:
+                if failures == _READ_FAILURES:  # planned anew until then: offsets that have gone are named as a gap
                     raise error.cause from None
-                self._known.forget()  # planned anew: offsets that have gone meanwhile are named as a gap
         raise MantaError(f"ingest {topic}: found another commit first {LOST_COMMITS} times, wanted to be alone")
 
     def _take_once(self, topic: str) -> None:
         # The table before the log's bounds: what another ingest commits in between makes ours fail, and is no gap
         now = snapshot(self._lake, topic)
         held = bounds(self._settings.kafka, [topic])[topic]
+        if not held.exists:
+            return  # the offsets stay: a topic that is made anew under them is named
         stood = now.progress.topics.get(topic, TopicOffsets("", {}))
         if topic == EVENTS and now.progress.topics != self._left:
             self._known.forget()  # another has committed events that are not remembered
         ranges, gaps = plan_from(now, held, self._settings.kafka, accept_gap=self._accept_gap)
-        target = TopicOffsets(held.topic_id, {cut.partition: cut.start for cut in ranges})
+        kept = stood.next if held.topic_id == stood.topic_id else {}  # also of a partition that is not named just now
+        target = TopicOffsets(held.topic_id, kept | {cut.partition: cut.start for cut in ranges})
         todo = sum(len(cut) for cut in ranges)
         self.report.offsets[topic] = target.next
         reach("ingest:planned")
@@ -148,9 +149,13 @@ class IngestJob:
         plans = chunks(ranges, chunk_rows=self._settings.ingest.chunk_rows, task_rows=self._settings.ingest.task_rows)
         for chunk in plans:
             target = TopicOffsets(held.topic_id, target.next | {cut.partition: cut.end for cut in chunk})
-            self._begin_letters(now)
-            accepted, doubled = self._read(topic, chunk, now, (done, todo))
-            now = self._commit(topic, now, target, accepted, gaps, doubled)
+            try:
+                self._begin_letters(now)
+                accepted, doubled = self._read(topic, chunk, now, (done, todo))
+                now = self._commit(topic, now, target, accepted, gaps, doubled)
+            except BaseException:
+                self._known.forget()  # what was taken and not committed comes again, and counts
+                raise
             self._known.tidy()
             gaps = []
             done += sum(len(cut) for cut in chunk)

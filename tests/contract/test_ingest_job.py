@@ -1,0 +1,118 @@
+"""An ingest that goes on after something has failed: what it had taken and not committed is taken again."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import orjson
+import pyarrow as pa
+import pytest
+
+from app.errors import BrokerUnavailable
+from app.events import topics
+from app.events.blocks import ReadBlock, ReadFailed, block_hashes
+from app.events.columns import RECORDS
+from app.events.decode import decode_topic
+from app.events.ranges import OffsetRange, TopicBounds
+from app.events.schema import EVENTS
+from app.lake import ingest
+from app.lake.commit import TopicOffsets
+from app.lake.ingest import IngestJob
+from app.lake.snapshot import snapshot
+from app.lake.tables import open_lake
+from app.settings import Settings
+
+SETTINGS = Settings.model_validate({"kafka": {"bootstrap_servers": "127.0.0.1:1"}})  # nobody is asked
+BOTH = (0, 1)
+
+
+class Log:
+    """Two partitions of events; `failures`: how often reading breaks off behind the first range."""
+
+    def __init__(self, home: Path) -> None:
+        self.lake = open_lake(SETTINGS, home)
+        self.job = IngestJob(SETTINGS, self.lake, self.read)
+        self.failures = 0
+
+    def read(self, _: Settings, chunk: Sequence[OffsetRange]) -> Iterator[ReadBlock]:
+        for place, cut in enumerate(chunk):
+            if place and self.failures:
+                self.failures -= 1
+                raise ReadFailed(BrokerUnavailable("gone"))
+            offsets = range(cut.start, cut.end)
+            events = [{"user_id": "u", "event_id": f"{cut.partition}-{n}", "event_type": "search"} for n in offsets]
+            columns = [[cut.partition] * len(events), offsets, [0] * len(events), [b"u"] * len(events)]
+            records = pa.table([*columns, [orjson.dumps(event) for event in events]], schema=RECORDS)
+            decoded = decode_topic(cut.topic, records, SETTINGS.events)
+            yield ReadBlock(decoded, block_hashes(cut.topic, decoded.events))
+
+    def take(self, held: TopicBounds) -> None:
+        with patch.object(ingest, "bounds", lambda *_: {EVENTS: held}):
+            self.job.take(EVENTS)
+
+    def ids(self) -> list[str]:
+        return sorted(snapshot(self.lake, EVENTS).read(["event_id"])["event_id"].to_pylist())
+
+    @property
+    def offsets(self) -> TopicOffsets:
+        return snapshot(self.lake, EVENTS).progress.topics[EVENTS]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Log]:
+    log = Log(tmp_path)
+    yield log
+    log.job.close()
+
+
+def held(end: int) -> TopicBounds:
+    return TopicBounds(EVENTS, "id", dict.fromkeys(BOTH, 0), dict.fromkeys(BOTH, end))
+
+
+def test_an_outage_in_the_middle_of_a_commit_loses_nothing_of_what_was_read_before_it(log: Log) -> None:
+    log.take(held(2))
+    log.failures = 3
+    with pytest.raises(BrokerUnavailable):
+        log.take(held(4))
+    assert len(log.ids()) == 4
+    log.take(held(4))
+    assert log.ids() == sorted(f"{part}-{offset}" for part in BOTH for offset in range(4))
+    assert log.job.report.duplicates == 0
+
+
+def test_dead_letters_that_cannot_be_written_lose_nothing_either(log: Log) -> None:
+    log.take(held(2))
+    with (
+        patch.object(log.job._letters, "finish", side_effect=BrokerUnavailable("gone")),
+        pytest.raises(BrokerUnavailable),
+    ):
+        log.take(held(4))
+    log.take(held(4))
+    assert len(log.ids()) == 8
+
+
+def test_offsets_outlive_a_topic_or_partition_that_the_broker_does_not_name(log: Log) -> None:
+    log.take(held(3))
+    log.take(TopicBounds(EVENTS, ""))
+    assert log.offsets == TopicOffsets("id", dict.fromkeys(BOTH, 3))
+    log.take(TopicBounds(EVENTS, "id", {0: 0}, {0: 4}))
+    assert log.offsets == TopicOffsets("id", {0: 4, 1: 3})
+
+
+def test_a_topic_of_which_the_broker_does_not_tell_is_not_taken_for_missing() -> None:
+    class Admin:
+        def describe_topics(self, names: Sequence[str]) -> list[dict[str, Any]]:
+            return [
+                {"name": name, "error_code": code, "partitions": []} for name, code in zip(names, (3, 29), strict=False)
+            ]
+
+    @contextmanager
+    def administration(_: object) -> Iterator[Admin]:
+        yield Admin()
+
+    with patch.object(topics, "administration", administration):
+        assert not topics.bounds(SETTINGS.kafka, ["missing"])["missing"].exists
+        with pytest.raises(BrokerUnavailable, match="topic events: TopicAuthorizationFailedError"):
+            topics.bounds(SETTINGS.kafka, ["missing", EVENTS])

@@ -105,6 +105,7 @@ class Erased:
             self._boundaries.append(entry.boundary)
             for key in entry.keys:
                 self._of.setdefault(key, []).append(entry.boundary)
+        self._on: dict[tuple[str, str], ErasedOn] = {}
         self._last_ms = max((boundary.requested_ms for boundary in self._boundaries), default=_NEVER)
 
     def __len__(self) -> int:
@@ -116,7 +117,10 @@ class Erased:
 
     def on(self, topic: str, topic_id: str) -> "ErasedOn":
         """The same for the messages of one topic; `topic_id` is that of the topic as it is now ("": no ids)."""
-        return ErasedOn(self, topic, topic_id, self._boundaries)
+        found = self._on.get((topic, topic_id))
+        if found is None:
+            found = self._on[topic, topic_id] = ErasedOn(self, topic, topic_id, self._boundaries)
+        return found
 
     def imports(self, user_ids: Ids, session_ids: Ids, times_ms: NDArray[np.int64]) -> Mask:
         """bool (n,): rows that come from elsewhere, without offsets, about what happened before an erasure."""
@@ -182,6 +186,12 @@ class ErasedOn:
                 continue
             for partition, upto in end.next.items():
                 self._limits[partition] = max(self._limits.get(partition, 0), upto)
+
+    def passed(self, firsts: Mapping[int, int]) -> bool:
+        """Whether nothing is left out from these offsets on (partition → offset): the usual case."""
+        if self._until_ms != _NEVER:
+            return False
+        return all(offset >= self._limits.get(partition, 0) for partition, offset in firsts.items())
 
     def may(self, partition: int, offset: int, record_ms: int) -> bool:
         """Whether a message lies where something is left out at all; hashes nothing."""

@@ -39,7 +39,7 @@ _ERASURES = sa.Table(
     sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=True),
     sa.Column("id", sa.String(64), nullable=False, unique=True),
     sa.Column("user_key", sa.LargeBinary(16), nullable=False),
-    sa.Column("keys", sa.JSON, nullable=False),  # hexadecimal, the user's and the sessions'
+    sa.Column("keys", sa.JSON, nullable=False),  # hexadecimal, the user's and the sessions'; none until it is settled
     sa.Column("plain", sa.JSON),  # {"user_id", "sessions"} until it is done
     sa.Column("requested", sa.BigInteger, nullable=False),  # milliseconds since 1970
     sa.Column("ends", sa.JSON, nullable=False),  # topic → {"id", "next": {partition: offset}}
@@ -128,7 +128,7 @@ class ErasureLedger:
         row = {
             "id": f"e-{stamp}-{secrets.token_hex(4)}",
             "user_key": key,
-            "keys": [key.hex()],
+            "keys": [],
             "plain": {"user_id": user_id, "sessions": []},
             "requested": requested_ms,
             "ends": _ends_json(ends),
@@ -165,12 +165,14 @@ class ErasureLedger:
         found = self._where(_ERASURES.c.user_key == self.salt.key("user", user_id))
         return found[-1] if found else None
 
-    def note_sessions(self, erasure: str, sessions: Iterable[str]) -> Erasure:
-        """Adds sessions that were merged into the user: from now on what is theirs is left out too."""
+    def settle(self, erasure: str, sessions: Iterable[str]) -> Erasure:
+        """Says which sessions were merged into the user: from now on everybody leaves out what is theirs and his.
+
+        Not before: whoever left out the merges first would leave the sessions' own events where they are.
+        """
         now = self.erasure(erasure)
+        assert now.user_id is not None
         every = sorted({*now.sessions, *sessions})
-        if now.user_id is None or every == sorted(now.sessions):
-            return now
         keys = [self.salt.key("user", now.user_id), *(self.salt.key("session", name) for name in every)]
         plain = {"user_id": now.user_id, "sessions": every}
         return self._change(erasure, keys=[key.hex() for key in keys], plain=plain)
@@ -205,11 +207,12 @@ class ErasureLedger:
     # --- what everyone may know
 
     def erased(self) -> Erased:
-        """Every erasure, to leave out what is about the erased."""
+        """Every settled erasure, to leave out what is about the erased."""
         columns = (_ERASURES.c["keys"], _ERASURES.c.requested, _ERASURES.c.ends)
         entries = [
             Entry(frozenset(bytes.fromhex(key) for key in row[0]), Boundary(row[1], _ends(row[2])))
             for row in self._database.rows(sa.select(*columns).order_by(_ERASURES.c.sequence))
+            if row[0]
         ]
         return Erased(self.salt, entries)
 

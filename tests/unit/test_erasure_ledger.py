@@ -60,7 +60,7 @@ def test_no_file_holds_the_ids_once_it_is_done(ledger: ErasureLedger, tmp_path: 
     user, session = secrets.token_hex(16), secrets.token_hex(16)
     others = [ledger.begin(f"other-{place}", ENDS, 1000).id for place in range(20)]
     erasure = ledger.begin(user, ENDS, 1000).id
-    assert ledger.note_sessions(erasure, [session]).sessions == (session,)
+    assert ledger.settle(erasure, [session]).sessions == (session,)
     before = _files_with(tmp_path, user, session)
     assert before, "while it runs it can be resumed"
     reader = ErasureLedger(Settings(), tmp_path)  # a second process that looks on
@@ -80,9 +80,11 @@ def test_without_a_database_nobody_was_erased(tmp_path: Path) -> None:
     ledger = ErasureLedger(Settings(), tmp_path)
     version = ledger.erased().version
     erasure = ledger.begin("ann", ENDS, 1000)
-    begun = load_erased(Settings(), tmp_path)
-    ledger.note_sessions(erasure.id, ["s"])
-    assert version < begun.version < load_erased(Settings(), tmp_path).version
+    assert load_erased(Settings(), tmp_path).version == version, "nothing is left out before the sessions are known"
+    ledger.settle(erasure.id, [])
+    settled = load_erased(Settings(), tmp_path)
+    ledger.settle(erasure.id, ["s"])
+    assert version < settled.version < load_erased(Settings(), tmp_path).version
     ledger.note_end(erasure.id, "users", TopicEnd("t-2", {0: 5}))
     assert ledger.erasure(erasure.id).ends == {**ENDS, "users": TopicEnd("t-2", {0: 5})}
 

@@ -1,0 +1,1 @@
+"""Looking for an id in files: every byte of them, with whatever is compressed or packed in them opened."""

@@ -160,7 +160,11 @@ class WindowFold:
     def closed(self) -> pa.Table:
         """Windows that have closed since the last call: `keys`, `start`, `end`, `count`, `sums`; then they are gone."""
         low = self.watermarks.low
-        return self._results(None if low is None else low - self.watermarks.allowed_lateness_us, drop=True)
+        if low is None:
+            return self._results(None, drop=True)
+        # A stream that nobody expected may lie far below what is closed, which stays closed
+        bound = low - self.watermarks.allowed_lateness_us
+        return self._results(bound if self._closed_to is None else max(bound, self._closed_to), drop=True)
 
     def standing(self) -> pa.Table:
         """All windows that are still held, as they stand now; more rows may change them."""

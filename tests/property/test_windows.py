@@ -143,6 +143,20 @@ def test_what_is_closed_stays_closed_and_late_rows_are_counted(windows: Windows)
     assert not set(closed) & set(results_of(fold.finish()))
 
 
+@pytest.mark.parametrize("windows", [tumbling(10), Hopping(20, 10), Sliding(10), Session(4)], ids=str)
+def test_a_stream_that_nobody_expected_opens_nothing_that_is_closed(windows: Windows) -> None:
+    fold = WindowFold(windows, ["key"], ["value"], stream="stream")
+    fold.add(table([("a", 3, 1, 0), ("a", 6, 1, 0), ("a", 40, 1, 0)]))
+    closed = results_of(fold.closed())
+    assert closed
+    fold.add(table([("a", 1, 1, 1)]))
+    assert results_of(fold.closed()) == []
+    fold.add(table([("a", 4, 1, 1), ("a", 45, 1, 1), ("a", 80, 1, 0), ("a", 80, 1, 1)]))
+    assert fold.late == 2
+    more = results_of(fold.closed()) + results_of(fold.finish())
+    assert not {one[:3] for one in closed} & {one[:3] for one in more}
+
+
 def test_one_silent_stream_holds_windows_open_until_it_is_lifted() -> None:
     fold = WindowFold(tumbling(10), ["key"], stream="stream", streams=(0, 1))
     fold.add(table([("a", 3, 0, 0), ("a", 25, 0, 0)]))

@@ -6,14 +6,13 @@ the next answer of any gateway there.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 POLL_S = 0.001
 OTHERS_POLL_S = 0.05
 NO_ANSWER = "the supervisor of the other nodes' state writers"
 
-Place = tuple[int, int]
 # Node to topic to partition to next offset that is not applied there; only of other nodes.
 Others = Callable[[], Awaitable[Mapping[str, Mapping[str, Mapping[int, int]]]]]
 
@@ -34,15 +33,13 @@ class Positions:
     def __init__(self, here: Applied, others: Others = _nobody) -> None:
         self._here, self._others = here, others
 
-    async def passed(self, topic: str, places: Sequence[Place], timeout_s: float) -> list[str]:
-        """Waits until the messages at these (partition, offset) are applied everywhere.
+    async def passed(self, topic: str, sent: Mapping[int, int], timeout_s: float) -> list[str]:
+        """Waits until what was sent (partition → highest offset) is applied everywhere.
 
         Returns:
             Who has not, after `timeout_s`, whether or not anybody answers; empty: everybody has.
         """
-        ends: dict[int, int] = {}
-        for partition, offset in places:
-            ends[partition] = max(ends.get(partition, 0), offset + 1)
+        ends = {partition: offset + 1 for partition, offset in sent.items()}
         deadline = time.monotonic() + timeout_s
         while not self._reached(topic, ends):
             if time.monotonic() >= deadline:

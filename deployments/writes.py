@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from app.api.problems import FieldError, Problem
 from app.errors import Conflict, NotFound
-from app.events.producer import Place, Record
+from app.events.producer import Record
 from app.events.schema import (
     EVENTS,
     ITEMS,
@@ -37,7 +37,7 @@ Json = dict[str, Any]
 class Sender(Protocol):
     """What sends and waits for the acknowledgement (`app.events.producer.EventProducer`)."""
 
-    async def send(self, topic: str, messages: Sequence[Record]) -> list[Place]: ...
+    async def send(self, topic: str, messages: Sequence[Record]) -> dict[int, int]: ...
 
 
 class Merging(StateReader, Protocol):
@@ -81,14 +81,14 @@ class Writes:
         accepted = len(raws) - len(rejected)
         self._metrics.events("rejected", len(rejected))
         try:
-            places = await self._producer.send(EVENTS, messages)
+            sent = await self._producer.send(EVENTS, messages)
         except Exception:
             self._metrics.events("unavailable", accepted)
             raise
         self._metrics.events("accepted", accepted)
         applied = None
         if wait and accepted:
-            applied = not await self._positions.passed(EVENTS, places, EVENTS_WAIT_S)
+            applied = not await self._positions.passed(EVENTS, sent, EVENTS_WAIT_S)
         return {"accepted": accepted, "applied": applied, "rejected": rejected}
 
     # Items
@@ -188,8 +188,8 @@ class Writes:
         if owner is None:
             now_ms = time.time_ns() // 1_000_000
             event = Event(schema_version=SCHEMA_VERSION, event_type=MERGE, user_id=user_id, session_id=session_id)
-            places = await self._producer.send(EVENTS, event_messages(event, now_ms))
-            await self._positions.passed(EVENTS, places, EVENTS_WAIT_S)
+            sent = await self._producer.send(EVENTS, event_messages(event, now_ms))
+            await self._positions.passed(EVENTS, sent, EVENTS_WAIT_S)
         return {"user_id": user_id, "session_id": session_id}
 
     # Both

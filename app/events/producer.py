@@ -14,7 +14,6 @@ from app.events.connection import QuietLogger, bootstrap_servers, client_config,
 from app.settings import KafkaSettings
 
 Record = tuple[bytes, bytes | None]
-Place = tuple[int, int]
 
 _POLL_S = 0.05
 # Larger than any message that the rules let through; the broker's own default limit is 1,048,588.
@@ -70,7 +69,7 @@ class EventProducer:
         self._poller = threading.Thread(target=self._poll, name="manta-producer", daemon=True)
         self._poller.start()
 
-    async def send(self, topic: str, messages: Sequence[Record]) -> list[Place]:
+    async def send(self, topic: str, messages: Sequence[Record]) -> dict[int, int]:
         """Sends and waits, without blocking the loop, until every message is acknowledged.
 
         Args:
@@ -78,22 +77,21 @@ class EventProducer:
             messages: (key, value) pairs; a value of None is a tombstone.
 
         Returns:
-            (partition, offset) of each message, in order.
+            Partition → the highest offset that these messages have there.
 
         Raises:
             BrokerUnavailable: too many unacknowledged messages (at once), or a delivery failed or timed out. Some of
                 the messages may stand in the topic all the same: repeat them with the same event ids.
         """
         if not messages:
-            return []
-        batch = _Batch(len(messages), asyncio.get_running_loop())
+            return {}
+        batch = _Batch(self, len(messages), asyncio.get_running_loop())
         self._reserve(len(messages))
         for place, (key, value) in enumerate(messages):
             try:
-                self._produce(topic, key, value, self._acknowledge(batch, place))
+                self._produce(topic, key, value, batch.acknowledge)
             except BrokerUnavailable as error:
-                self._release(len(messages) - place)
-                batch.abandon(str(error))
+                batch.cut(len(messages) - place, str(error))
                 break
         return await batch.future
 
@@ -210,21 +208,17 @@ class EventProducer:
                 )
             self.in_flight += count
 
-    def _release(self, count: int) -> None:
+    def settled(self, count: int, *, acknowledged: bool) -> None:
+        """So many messages of a `send` wait no longer; `acknowledged`: the broker took some of them."""
+        if acknowledged:
+            self._refusal = ""
         with self._lock:
             self.in_flight -= count
 
-    def _acknowledge(self, batch: "_Batch", place: int) -> Callable[[KafkaError | None, Message], None]:
-        def done(error: KafkaError | None, message: Message) -> None:
-            self._release(1)
-            if error is not None:
-                self.failed += 1
-                batch.abandon(f"Kafka at {self._address}: {error.str()}{self._refusal}")
-            else:
-                self._refusal = ""
-                batch.acknowledge(place, message.partition(), message.offset())
-
-        return done
+    def failure(self, error: KafkaError) -> str:
+        """A failed delivery, counted, in words."""
+        self.failed += 1
+        return f"Kafka at {self._address}: {error.str()}{self._refusal}"
 
     def _optional_done(self, error: KafkaError | None, _message: Message) -> None:
         with self._lock:
@@ -237,34 +231,49 @@ class EventProducer:
 class _Batch:
     """The messages of one `send` and the future that waits for them."""
 
-    def __init__(self, count: int, loop: asyncio.AbstractEventLoop) -> None:
-        self.future: asyncio.Future[list[Place]] = loop.create_future()
-        self._loop = loop
-        self._places: list[Place] = [(-1, -1)] * count
-        self._waiting = count
+    __slots__ = ("_highest", "_loop", "_lock", "_owner", "_size", "_waiting", "future")
 
-    def acknowledge(self, place: int, partition: int, offset: int) -> None:
-        """Runs in the poll thread alone."""
-        self._places[place] = (partition, offset)
-        self._waiting -= 1
-        if self._waiting == 0:
+    def __init__(self, owner: EventProducer, size: int, loop: asyncio.AbstractEventLoop) -> None:
+        self.future: asyncio.Future[dict[int, int]] = loop.create_future()
+        self._owner, self._loop = owner, loop
+        self._highest: dict[int, int] = {}
+        self._size = self._waiting = size
+        self._lock = threading.Lock()
+
+    def acknowledge(self, error: KafkaError | None, message: Message) -> None:
+        """One has been delivered or has failed; runs in the poll thread."""
+        if error is None:
+            partition, offset = message.partition(), message.offset()
+            if offset > self._highest.get(partition, -1):
+                self._highest[partition] = offset
+        else:
+            self._call(self._fail, self._owner.failure(error))
+        self._settle(1)
+
+    def cut(self, rest: int, reason: str) -> None:
+        """The last `rest` messages could not be handed over: the caller hears it now."""
+        self._fail(reason)
+        self._settle(rest)
+
+    def _settle(self, count: int) -> None:
+        with self._lock:
+            self._waiting -= count
+            done = self._waiting == 0
+        if done:
+            self._owner.settled(self._size, acknowledged=bool(self._highest))
             self._call(self._succeed)
-
-    def abandon(self, reason: str) -> None:
-        """One has failed: the caller hears it now."""
-        self._call(lambda: self._fail(reason))
 
     def _succeed(self) -> None:
         if not self.future.done():
-            self.future.set_result(self._places)
+            self.future.set_result(self._highest)
 
     def _fail(self, reason: str) -> None:
         if not self.future.done():
             self.future.set_exception(BrokerUnavailable(reason))
 
-    def _call(self, action: Callable[[], object]) -> None:
+    def _call(self, action: Callable[..., object], *arguments: object) -> None:
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(action)
+            self._loop.call_soon_threadsafe(action, *arguments)
 
 
 class _Bulk:

@@ -3,7 +3,7 @@
 import math
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Annotated, Any, NamedTuple
@@ -22,6 +22,11 @@ IMPRESSIONS = "impressions"
 DLQ = "events.dlq"
 PUBLISHED = "bundles.published"
 COMPACTED = frozenset({ITEMS, USERS})
+
+# What stands for topic and partition of rows that came into the lake by an import, not over Kafka. Their offsets count
+# on from import to import, so that (event time, partition, offset) orders them too: before a message of the same time.
+IMPORTED = "import"
+IMPORT_PARTITION = -1
 
 SCHEMA_VERSION = 1
 MERGE = "merge"
@@ -94,6 +99,11 @@ def format_time(micros: int) -> str:
     seconds, rest = divmod(micros, 1_000_000)
     text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S").rjust(19, "0")
     return f"{text}.{rest:06d}Z" if rest else f"{text}Z"
+
+
+@lru_cache(maxsize=8)  # the events of a request arrive together
+def _arrival_time(now_ms: int) -> str:
+    return format_time(now_ms * 1000)
 
 
 def _bounded(value: str) -> str:
@@ -174,6 +184,9 @@ class Event(BaseModel):
         return parse_time(self.event_time) if self.event_time else None
 
 
+_validated: Callable[[object], Event] = Event.__pydantic_validator__.validate_python  # half of `model_validate`'s cost
+
+
 # Every key of the wire that is a column of its own; all others go into the lake's `context` as `{key: value}`.
 EVENT_FIELDS = tuple(Event.model_fields)
 
@@ -192,8 +205,10 @@ def validate_event(raw: object, now_ms: int, settings: EventSettings) -> Event:
     if not isinstance(raw, dict):
         raise EventRejected("type", f"found {_kind(raw)}, wanted an object")
     check_version(raw.get("schema_version"))
+    if None in raw.values():
+        raw = {key: value for key, value in raw.items() if value is not None}
     try:
-        event = Event.model_validate({key: value for key, value in raw.items() if value is not None})
+        event = _validated(raw)
     except ValidationError as error:
         raise _rejected(error) from None
     if event.item_id is None and event.event_type not in settings.types_without_item:
@@ -216,9 +231,13 @@ def event_messages(event: Event, now_ms: int) -> list[tuple[bytes, bytes]]:
     Raises:
         EventRejected: code `too_large`.
     """
-    body = event.model_dump(exclude_none=True)
-    body["event_id"] = event.event_id or uuid.uuid4().hex
-    body["event_time"] = event.event_time or format_time(now_ms * 1000)
+    # What `model_dump(exclude_none=True)` says of plain values, in a third of its time.
+    body = {key: value for key, value in event.__dict__.items() if value is not None}
+    body |= event.__pydantic_extra__ or {}
+    if event.event_id is None:
+        body["event_id"] = uuid.uuid4().hex
+    if event.event_time is None:
+        body["event_time"] = _arrival_time(now_ms)
     body["schema_version"] = SCHEMA_VERSION
     value = _encode(body)
     keys = [event.user_id, event.session_id] if event.event_type == MERGE else [event.owner]

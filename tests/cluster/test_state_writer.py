@@ -63,7 +63,7 @@ def test_a_killed_writer_comes_back_and_loses_nothing(system: tuple[Settings, Pa
 
     async def click(number: int) -> tuple[int, int]:
         event = {"user_id": "u", "item_id": str(number), "event_type": "click", "event_id": str(number)}
-        (place,) = await producer.send(EVENTS, [(b"u", orjson.dumps(event))])
+        (place,) = (await producer.send(EVENTS, [(b"u", orjson.dumps(event))])).items()
         return place
 
     async def clicks(first: int, count: int) -> tuple[int, int]:

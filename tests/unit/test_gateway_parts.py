@@ -125,12 +125,12 @@ class Topic:
         self.sent.append((topic, key, value))
         return True
 
-    async def send(self, topic: str, messages: Sequence[tuple[bytes, bytes | None]]) -> list[tuple[int, int]]:
+    async def send(self, topic: str, messages: Sequence[tuple[bytes, bytes | None]]) -> dict[int, int]:
         if self.down:
             raise BrokerUnavailable("away")
         start = len(self.sent)
         self.sent.extend((topic, key, value) for key, value in messages)
-        return [(0, start + place) for place in range(len(messages))]
+        return {0: start + len(messages) - 1} if messages else {}
 
 
 ANSWER = Answer(
@@ -228,19 +228,19 @@ class Applying:
 
 
 async def test_waiting_for_this_node_and_for_others() -> None:
-    assert await Positions(Applying(3)).passed(EVENTS, [(0, 5), (1, 7)], 1.0) == []
-    assert await Positions(Applying(10**6)).passed(EVENTS, [(0, 5)], 0.02) == ["the state writer of this node"]
+    assert await Positions(Applying(3)).passed(EVENTS, {0: 5, 1: 7}, 1.0) == []
+    assert await Positions(Applying(10**6)).passed(EVENTS, {0: 5}, 0.02) == ["the state writer of this node"]
     ends: list[int] = [5, 6]
 
     async def others() -> Mapping[str, Mapping[str, Mapping[int, int]]]:
         return {"n2": {EVENTS: {0: ends.pop(0) if len(ends) > 1 else ends[0]}}}
 
-    assert await Positions(Applying(), others).passed(EVENTS, [(0, 5)], 1.0) == []
+    assert await Positions(Applying(), others).passed(EVENTS, {0: 5}, 1.0) == []
 
     async def never() -> Mapping[str, Mapping[str, Mapping[int, int]]]:
         return {"n2": {}}
 
-    assert await Positions(Applying(), never).passed(EVENTS, [(0, 5)], 0.1) == ["the state writer of node n2"]
+    assert await Positions(Applying(), never).passed(EVENTS, {0: 5}, 0.1) == ["the state writer of node n2"]
 
 
 async def nobody() -> Mapping[str, Mapping[str, Mapping[int, int]]]:
@@ -254,7 +254,7 @@ async def hanging() -> Mapping[str, Mapping[str, Mapping[int, int]]]:
 
 async def test_others_that_do_not_answer_are_not_waited_for_longer_than_the_rest() -> None:
     async with asyncio.timeout(1.0):
-        assert await Positions(Applying(), hanging).passed(EVENTS, [(0, 5)], 0.1) == [NO_ANSWER]
+        assert await Positions(Applying(), hanging).passed(EVENTS, {0: 5}, 0.1) == [NO_ANSWER]
     calls = 0
 
     async def answers_once() -> Mapping[str, Mapping[str, Mapping[int, int]]]:
@@ -263,7 +263,7 @@ async def test_others_that_do_not_answer_are_not_waited_for_longer_than_the_rest
         return {"n2": {}} if calls == 1 else await hanging()
 
     async with asyncio.timeout(1.0):
-        found = await Positions(Applying(), answers_once).passed(EVENTS, [(0, 5)], 0.2)
+        found = await Positions(Applying(), answers_once).passed(EVENTS, {0: 5}, 0.2)
     assert found == ["the state writer of node n2"]
 
 

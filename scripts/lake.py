@@ -1,5 +1,6 @@
-"""Commands about the lake: stats, compact, expire, export."""
+"""Commands about the lake: stats, compact, expire, export, figures."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,8 @@ Tables = Annotated[
     list[str] | None, typer.Option("--table", metavar="NAME", help="Only this table; repeats. Default: all.")
 ]
 
+_SPANS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
 # What `app.lake.maintenance` does to some tables: a report of each, as it is done.
 Work = Callable[["Lake", Sequence[str], "TableProgress"], Iterator[Any]]
 
@@ -30,6 +33,9 @@ def add_to(app: typer.Typer) -> None:
     lake.command("compact", epilog="Example: manta lake compact --table events")(compact)
     lake.command("expire", epilog="Example: manta lake expire --json")(expire)
     lake.command("export", epilog="Example: manta lake export /tmp/lake")(export)
+    lake.command("figures", epilog="Example: manta lake figures --size 6h --step 1h --from 2026-11-01T00:00:00Z")(
+        figures
+    )
     app.add_typer(lake, name="lake")
 
 
@@ -101,6 +107,65 @@ def export(
         show.as_json({"folder": str(folder), "rows": written})
     else:
         show.facts(written)
+
+
+def figures(
+    size: Annotated[str, typer.Option(metavar="SPAN", help="Length of a window: `15m`, `6h`, `7d`.")] = "1h",
+    step: Annotated[
+        str | None, typer.Option(metavar="SPAN", help="A window begins so often; absent: `--size`.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option("--from", metavar="TIME", help="RFC 3339; absent: the beginning.")
+    ] = None,
+    to: Annotated[str | None, typer.Option(metavar="TIME", help="RFC 3339, exclusive; absent: the end.")] = None,
+    by_source: Annotated[bool, typer.Option(help="A row per source that named the items.")] = False,
+    json_: show.JsonFlag = False,
+) -> None:
+    """Impressions, clicks and conversions in windows of any size, computed from the lake's events and impressions."""
+    import pyarrow.compute as pc
+
+    from app.events.windows import Hopping
+    from app.lake.tables import open_lake
+    from app.stats.from_lake import figures_of_lake
+
+    length = _span("--size", size)
+    pace = length if step is None else _span("--step", step)
+    if pace > length:
+        raise SettingsError("manta lake figures", "--step", step, f"at most --size, {size}: between windows is no time")
+    session = open_session()
+    lake = open_lake(session.settings, session.home)
+    windows = Hopping(length, pace)
+    first, end = _time("--from", since), _time("--to", to)
+    found = figures_of_lake(lake, session.settings, windows, start_us=first, end_us=end)
+    dropped = ["count", "by_source", *([] if by_source else ["source"])]
+    rows = [
+        {name: value.isoformat() if name in ("start", "end") else value for name, value in row.items()}
+        for row in found.filter(found["by_source"] if by_source else pc.invert(found["by_source"]))
+        .drop_columns(dropped)
+        .to_pylist()
+    ]
+    if json_:
+        show.as_json({"windows": rows})
+    else:
+        show.table(rows, list(rows[0]) if rows else [], "nothing was shown")
+
+
+def _span(option: str, text: str) -> int:
+    """Microseconds."""
+    found = re.fullmatch(r"([1-9]\d{0,5})([smhd])", text)
+    if found is None:
+        raise SettingsError("manta lake figures", option, text, "a number and s, m, h or d, such as 15m or 7d")
+    return int(found[1]) * _SPANS[found[2]] * 1_000_000
+
+
+def _time(option: str, text: str | None) -> int | None:
+    """Microseconds since 1970."""
+    from app.events.schema import parse_time
+
+    try:
+        return None if text is None else parse_time(text)
+    except ValueError as error:
+        raise SettingsError("manta lake figures", option, text, str(error)) from None
 
 
 def _named(tables: list[str] | None, command: str) -> list[str]:

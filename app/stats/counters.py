@@ -4,7 +4,6 @@ import struct
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import numpy as np
 import orjson
 import pyarrow as pa
 
@@ -18,8 +17,9 @@ DAY_US = 24 * HOUR_US
 SIZES = {HOURS: HOUR_US, DAYS: DAY_US}
 _COUNTS = struct.Struct("<qqq")
 _SHIFT = 1 << 63  # times before 1970 sort below those after
-_KEYS = ("surface", "variant", "bundle", "by_source", "source")
-_SUMS = ("impressions", "clicks", "conversions")
+KEYS = ("surface", "variant", "bundle", "by_source", "source")
+SUMS = ("impressions", "clicks", "conversions")
+TIME = "time"
 
 
 class Figure(NamedTuple):
@@ -60,22 +60,28 @@ def add_figures(changed: Mapping[Place, Counts], draft: Draft, oldest: Mapping[s
         draft: where it is noted.
         oldest: family → start of the oldest window that is kept, microseconds.
     """
-    rows = [(place, counts) for place, counts in changed.items() if any(counts)]
-    if not rows:
+    rows = figure_rows(changed)
+    if not len(rows):
         return
-    table = pa.table(
+    times = rows[TIME].to_numpy()
+    for family, size in SIZES.items():
+        _add(aggregate(rows, times, tumbling(size), KEYS, SUMS), family, draft, oldest[family])
+
+
+def figure_rows(changed: Mapping[Place, Counts]) -> pa.Table:
+    """`time` (int64, microseconds), KEYS and SUMS: a row a place whose counts are not all zero."""
+    rows = [(place, counts) for place, counts in changed.items() if any(counts)]
+    return pa.table(
         {
+            TIME: pa.array([place.time for place, _ in rows], pa.int64()),
             "surface": pa.array([place.surface for place, _ in rows], pa.string()),
             "variant": pa.array([place.variant for place, _ in rows], pa.string()),
             "bundle": pa.array([place.bundle for place, _ in rows], pa.string()),
             "by_source": pa.array([place.by_source for place, _ in rows], pa.bool_()),
             "source": pa.array([place.source for place, _ in rows], pa.string()),
-            **{name: pa.array([counts[n] for _, counts in rows], pa.int64()) for n, name in enumerate(_SUMS)},
+            **{name: pa.array([counts[n] for _, counts in rows], pa.int64()) for n, name in enumerate(SUMS)},
         }
     )
-    times = np.array([place.time for place, _ in rows], np.int64)
-    for family, size in SIZES.items():
-        _add(aggregate(table, times, tumbling(size), _KEYS, _SUMS), family, draft, oldest[family])
 
 
 def _add(found: pa.Table, family: str, draft: Draft, oldest: int) -> None:

@@ -1,5 +1,6 @@
 """Figures in the lake: each final hour and day once, equal to what `/v1/stats` says, kept when that forgets them."""
 
+import json
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pytest
+from typer.testing import CliRunner
 
 from app.events.columns import EVENT_COLUMNS
 from app.events.impressions import IMPRESSION_COLUMNS
-from app.events.schema import EVENTS, IMPRESSIONS
+from app.events.schema import EVENTS, IMPRESSIONS, format_time
+from app.events.windows import tumbling
 from app.lake import figures as lake_figures
-from app.lake.commit import append
+from app.lake.commit import Progress, append
 from app.lake.compaction import compact
 from app.lake.snapshot import export, snapshot
 from app.lake.tables import FIGURES, open_lake
@@ -22,9 +25,11 @@ from app.stats.batch import StatsBatch
 from app.stats.counters import DAY_US, HOUR_US
 from app.stats.final import FigureKeeper, final_rows, write_rows
 from app.stats.fold import StatsFold
+from app.stats.from_lake import figures_of_lake
 from app.stats.held import HOURS, MemoryHeld
 from app.stats.reader import StatsReader
 from app.stats.store import RocksHeld, StatsPaths
+from scripts.cli import app as manta
 
 MINUTE = 60_000_000
 START = 20_000 * DAY_US
@@ -37,30 +42,30 @@ SETTINGS = Settings.model_validate(
 )
 
 
+def messages(hour: int) -> tuple[pa.Table, pa.Table]:
+    """Events and impressions of an hour: two answers of two items, one of them clicked."""
+    at = START + hour * HOUR_US
+    answers = [
+        {
+            "request_id": f"r{hour}-{n}", "surface": "home", "bundle": "b", "time": at + n * MINUTE,
+            "items": [{"item_id": str(i), "position": i, "sources": ["ease"][: i - 1]} for i in (1, 2)],
+            "partition": 0, "offset": 2 * hour + n,
+        }
+        for n in range(2)
+    ]  # fmt: skip
+    click = {
+        "event_id": f"e{hour}", "user_id": "u", "item_id": "2", "event_type": "click", "request_id": f"r{hour}-1",
+        "event_time": at + 5 * MINUTE, "record_time": at, "partition": 0, "offset": hour,
+    }  # fmt: skip
+    return pa.Table.from_pylist([click], EVENT_COLUMNS), pa.Table.from_pylist(answers, IMPRESSION_COLUMNS)
+
+
 def traffic(fold: StatsFold, hours: range) -> None:
-    """Two answers of two items an hour, one of them clicked; a batch an hour."""
+    """A batch an hour."""
+    both = [(EVENTS, 0), (IMPRESSIONS, 0)]
     for hour in hours:
-        at = START + hour * HOUR_US
-        answers = [
-            {
-                "request_id": f"r{hour}-{n}", "surface": "home", "bundle": "b", "time": at + n * MINUTE,
-                "items": [{"item_id": str(i), "position": i, "sources": ["ease"][: i - 1]} for i in (1, 2)],
-                "partition": 0, "offset": 2 * hour + n,
-            }
-            for n in range(2)
-        ]  # fmt: skip
-        click = {
-            "event_id": f"e{hour}", "user_id": "u", "item_id": "2", "event_type": "click", "request_id": f"r{hour}-1",
-            "event_time": at + 5 * MINUTE, "record_time": at, "partition": 0, "offset": hour,
-        }  # fmt: skip
-        both = [(EVENTS, 0), (IMPRESSIONS, 0)]
-        batch = StatsBatch(
-            pa.Table.from_pylist([click], EVENT_COLUMNS),
-            pa.Table.from_pylist(answers, IMPRESSION_COLUMNS),
-            {(EVENTS, 0): hour + 1, (IMPRESSIONS, 0): 2 * hour + 2},
-            partitions=both,
-        )
-        fold.apply(batch, now_us=NOW)
+        offsets = {(EVENTS, 0): hour + 1, (IMPRESSIONS, 0): 2 * hour + 2}
+        fold.apply(StatsBatch(*messages(hour), offsets, partitions=both), now_us=NOW)
 
 
 def kept(home: Path) -> list[dict[str, Any]]:
@@ -165,3 +170,31 @@ def test_windows_wait_for_a_lake_that_is_away(tmp_path: Path, monkeypatch: pytes
     assert [row["window_start"] for row in kept(tmp_path) if row["size"] == "day"][:1] == [
         datetime.fromtimestamp(START / 1_000_000, UTC)
     ]
+
+
+def test_the_batch_job_over_the_lake_gives_the_same_and_any_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, lake = MemoryHeld(), open_lake(SETTINGS, tmp_path)
+    fold = StatsFold(held, SETTINGS)
+    for name, parts in zip((EVENTS, IMPRESSIONS), zip(*map(messages, range(30)), strict=True), strict=True):
+        append(lake.table(name), pa.concat_tables(parts), Progress(), max_open_partitions=5)
+    traffic(fold, range(30))
+    upto = fold.final_beyond_lake()
+    live = [row for row in final_rows(held, {}, upto) if row["size"] == "hour"]
+    begin, end = START + 5 * HOUR_US, START + 20 * HOUR_US
+    found = figures_of_lake(lake, SETTINGS, tumbling(HOUR_US), start_us=begin, end_us=end).to_pylist()
+    names = ("surface", "variant", "bundle", "by_source", "source", "impressions", "clicks", "conversions")
+    wanted = [row for row in live if begin <= row["window_start"] < end]
+    assert sorted(str([row[name] for name in names]) for row in found) == sorted(
+        str([row[name] for name in names]) for row in wanted
+    )
+    assert len(found) == 45
+    monkeypatch.setenv("MANTA_HOME", str(tmp_path))
+    asked = ["lake", "figures", "--size", "6h", "--step", "3h", "--from", format_time(begin), "--to", format_time(end)]
+    done = CliRunner().invoke(manta, [*asked, "--json"])
+    assert done.exit_code == 0, done.output
+    windows = json.loads(done.stdout)["windows"]
+    assert [row["impressions"] for row in windows] == [24] * 5  # from 6, 9, 12, 15 and 18 o'clock
+    wrong = CliRunner().invoke(manta, ["lake", "figures", "--size", "six"])
+    assert "15m or 7d" in str(wrong.exception)

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from app.events.columns import EVENT_COLUMNS
 from app.events.impressions import IMPRESSION_COLUMNS
 from app.events.schema import EVENTS, IMPRESSIONS
+from app.events.windows import Hopping, tumbling
 from app.settings import Settings
 from app.stats.batch import StatsBatch
 from app.stats.counters import HOUR_US, read_figure
 from app.stats.fold import StatsFold
+from app.stats.from_lake import fold_tables
 from app.stats.held import ANSWERS, DAYS, DUE, HOURS, ITEM_HOURS, ITEMS, MemoryHeld
 
 MINUTE = 60_000_000
@@ -166,6 +168,27 @@ def plain(log: dict[tuple[str, int], list[dict[str, Any]]], size_us: int) -> dic
     return {key: tuple(totals[*key, n] for n in range(3)) for key in {name[:-1] for name in totals}}
 
 
+def batch_job(log: dict[tuple[str, int], list[dict[str, Any]]], windows: Hopping) -> dict[tuple[Any, ...], Any]:
+    """As the lake would have the log: without repeats."""
+    topics: dict[str, list[dict[str, Any]]] = {EVENTS: [], IMPRESSIONS: []}
+    for (topic, _), rows in log.items():
+        once = {row.get("event_id", place): row for place, row in reversed([*enumerate(rows)])}
+        topics[topic] += once.values()
+    tables = (
+        pa.Table.from_pylist(topics[IMPRESSIONS], IMPRESSION_COLUMNS),
+        pa.Table.from_pylist(topics[EVENTS], EVENT_COLUMNS),
+    )
+    found = fold_tables(*tables, SETTINGS, windows)
+    return {
+        (int(row["start"].timestamp()) * 1_000_000, row["surface"], row["by_source"], row["source"]): (
+            row["impressions"],
+            row["clicks"],
+            row["conversions"],
+        )
+        for row in found.to_pylist()
+    }
+
+
 turns = st.lists(st.tuples(st.integers(0, 2 * PARTITIONS - 1), st.integers(1, 4)), min_size=8, max_size=16)
 
 
@@ -179,6 +202,8 @@ def test_figures_are_what_the_definition_says_in_any_interleaving(
     held = folded(log, at)
     assert figures(held, HOURS) == plain(log, HOUR_US)
     assert figures(held, DAYS) == plain(log, DAY_US)
+    for size in (HOUR_US, DAY_US, 7 * MINUTE):
+        assert batch_job(log, tumbling(size)) == plain(log, size)
     at_once = folded(log, [])
     for family in (ITEMS, ITEM_HOURS):
         assert held.families[family] == at_once.families[family]

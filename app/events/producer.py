@@ -231,7 +231,7 @@ class EventProducer:
 class _Batch:
     """The messages of one `send` and the future that waits for them."""
 
-    __slots__ = ("_highest", "_loop", "_lock", "_owner", "_size", "_waiting", "future")
+    __slots__ = ("_highest", "_lock", "_loop", "_owner", "_size", "_waiting", "future")
 
     def __init__(self, owner: EventProducer, size: int, loop: asyncio.AbstractEventLoop) -> None:
         self.future: asyncio.Future[dict[int, int]] = loop.create_future()

@@ -24,6 +24,7 @@ from app.lake.snapshot import Snapshot, snapshot
 from app.lake.tables import open_lake
 from app.models.interactions import Catalogue, Interactions
 from app.settings import LearnSettings, Settings
+from app.time_to_live import in_ms
 
 BLOCK_BYTES = 64_000_000  # of Parquet that one task reads
 # What a training set needs of the lake's events.
@@ -74,7 +75,9 @@ def load_training_set(settings: Settings, home: Path, snapshots: str | None = No
         events, items = _as_of(events, named[EVENTS]), _as_of(items, named[ITEMS])
     rows = _read(events, settings.learn.event_weights)
     columns = items.read(["item_id", "available", "columns"])
-    return training_set(rows, columns, f"{EVENTS}:{events.id},{ITEMS}:{items.id}")
+    return training_set(
+        rows, columns, f"{EVENTS}:{events.id},{ITEMS}:{items.id}", ttl_ms=in_ms(settings.state.ttl_days)
+    )
 
 
 def _as_of(found: Snapshot, named: str) -> Snapshot:
@@ -119,13 +122,14 @@ def weighted(events: pa.Table, weights: Mapping[str, float]) -> pa.Table:
     return kept.append_column("weight", values.take(place.combine_chunks()))
 
 
-def training_set(events: pa.Table, items: pa.Table, snapshot: str) -> TrainingSet:
+def training_set(events: pa.Table, items: pa.Table, snapshot: str, *, ttl_ms: int | None = None) -> TrainingSet:
     """Arrays from tables.
 
     Args:
         events: `EVENT_COLUMNS` and `weight` (float32), any order, duplicates allowed; event_time a timestamp.
         items: `item_id`, `available`, `columns` (JSON text), one row an item.
         snapshot: where they came from.
+        ttl_ms: how long an event stands in a history; None: for ever.
 
     Raises:
         MantaError: no event that counts.
@@ -147,7 +151,7 @@ def training_set(events: pa.Table, items: pa.Table, snapshot: str) -> TrainingSe
     ids = owners.take(pa.array(kept)).dictionary_encode()
     keys = [str(key) for key in ids.dictionary.to_pylist()]
     interactions = Interactions(
-        np.asarray(ids.indices, np.int32), places[kept], counted[kept], times[kept], len(keys), len(catalogue)
+        np.asarray(ids.indices, np.int32), places[kept], counted[kept], times[kept], len(keys), len(catalogue), ttl_ms
     )
     sessions = np.array([key.startswith("s") for key in keys], np.bool_)
     return TrainingSet(
@@ -252,5 +256,7 @@ def _hash(interactions: Interactions, catalogue: Catalogue, available: NDArray[n
     digest = hashlib.sha256()
     for array in (interactions.users, interactions.items, interactions.weights, interactions.times, available):
         digest.update(np.ascontiguousarray(array).tobytes())
+    if interactions.ttl_ms is not None:
+        digest.update(b"%d" % interactions.ttl_ms)
     digest.update(json.dumps([catalogue.item_ids, catalogue.columns.to_pydict()], default=str).encode())
     return digest.hexdigest()

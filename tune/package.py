@@ -4,7 +4,7 @@ import secrets
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,7 +26,7 @@ from app.evaluation.splits import TimeSplit
 from app.features.statistics import ItemStatistics
 from app.models.candidate import CandidateModel, StaticModel
 from app.models.families import family_of, load_model
-from app.models.interactions import Catalogue, Histories, Interactions
+from app.models.interactions import Catalogue, Histories
 from app.retrieval.sources import Source, retrieve, source_of
 from app.settings import Settings
 from tune.assemble import BATCH, Assembled, Chain, Slices, assemble, fit_ranker, judge_chain, plain_query
@@ -216,9 +216,7 @@ def _judge_bundle(bundle: LoadedBundle, data: TrainingSet, cases: NDArray[np.int
     known = bundle.catalogue.row_of
     places = np.array([known.get(item, len(known)) for item in data.catalogue.item_ids], np.int32)
     whole = data.interactions
-    translated = Interactions(
-        whole.users, places[whole.items], whole.weights, whole.times, whole.n_users, len(known) + 1
-    )
+    translated = replace(whole, items=places[whole.items], n_items=len(known) + 1)
     chain = Chain(bundle.mix, bundle.manifest.candidates, bundle.ranker, bundle.spec)
     items = bundle.items.copy()
     items.put(len(known), {})

@@ -16,7 +16,6 @@ from threadpoolctl import threadpool_limits
 
 from app.errors import MantaError
 from app.evaluation.protocols import Evaluation, next_event
-from app.evaluation.splits import first
 from app.models.candidate import CandidateModel, StopFitting
 from app.models.families import FAMILIES, make
 from app.models.interactions import Catalogue, Interactions
@@ -45,7 +44,7 @@ class SharedData:
     @property
     def fit(self) -> Interactions:
         """The events to fit on (views, no copies)."""
-        return first(self.interactions, self.n_fit)
+        return self.interactions.first(self.n_fit)
 
     def judge(self, model: CandidateModel, seed: int) -> Evaluation:
         """Next-event metrics on the validation cases."""

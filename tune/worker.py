@@ -9,7 +9,6 @@ from typing import Any
 from ray import tune
 
 from app.errors import MantaError
-from app.evaluation.splits import first
 from app.models.candidate import CandidateModel
 from app.models.interactions import Catalogue, Interactions
 from tune.journal import trial_name
@@ -51,7 +50,7 @@ def refit_task(
     _give_way()
     cap_threads(cpus)
     interactions, catalogue = shared
-    return refit(family, params, first(interactions, events), catalogue, seed=seed, passes=passes)
+    return refit(family, params, interactions.first(events), catalogue, seed=seed, passes=passes)
 
 
 def _give_way() -> None:

@@ -37,18 +37,10 @@ def by_time(interactions: Interactions, validation_fraction: float, ranker_fract
     ranker = validation - int(n * ranker_fraction)
     return TimeSplit(
         interactions,
-        first(interactions, ranker),
-        first(interactions, validation),
+        interactions.first(ranker),
+        interactions.first(validation),
         np.arange(ranker, validation),
         np.arange(validation, n),
-    )
-
-
-def first(interactions: Interactions, n: int) -> Interactions:
-    """The oldest n events; users and items keep their rows."""
-    whole = interactions
-    return Interactions(
-        whole.users[:n], whole.items[:n], whole.weights[:n], whole.times[:n], whole.n_users, whole.n_items
     )
 
 

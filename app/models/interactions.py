@@ -1,12 +1,14 @@
 """The arrays that models see: interactions to fit on, histories to answer, the catalogue they speak of."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+from app.time_to_live import oldest_counted
 
 Rows = NDArray[np.int32]
 Times = NDArray[np.int64]
@@ -109,6 +111,7 @@ class Interactions:
         weights: float32 (N,), > 0.
         times: int64 (N,), milliseconds, ascending.
         n_users, n_items: sizes; an item without an event is a row all the same.
+        ttl_ms: how long an event stands in a history (`app.time_to_live`); models are fitted on all of them.
     """
 
     users: Rows
@@ -117,6 +120,7 @@ class Interactions:
     times: Times
     n_users: int
     n_items: int
+    ttl_ms: int | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -128,28 +132,44 @@ class Interactions:
 
     def before(self, time: int) -> "Interactions":
         """The events with a time below `time`."""
-        n = int(np.searchsorted(self.times, time, side="left"))
-        return Interactions(
-            self.users[:n], self.items[:n], self.weights[:n], self.times[:n], self.n_users, self.n_items
-        )
+        return self.first(int(np.searchsorted(self.times, time, side="left")))
+
+    def first(self, n: int) -> "Interactions":
+        """The oldest n events; users and items keep their rows."""
+        return replace(self, users=self.users[:n], items=self.items[:n], weights=self.weights[:n], times=self.times[:n])
 
     def histories(self) -> Histories:
         """One history per user (n_users of them), as of the end."""
-        order = np.argsort(self.users, kind="stable")
-        offsets = np.concatenate([[0], np.cumsum(np.bincount(self.users, minlength=self.n_users))]).astype(np.int64)
+        whole, order = self._by_user()
         as_of = np.full(self.n_users, self.end, np.int64)
-        return Histories(self.items[order], self.weights[order], self.times[order], offsets, as_of)
+        starts = self._counted(np.arange(self.n_users), whole, order, as_of)
+        return whole._gather(starts, whole.offsets[1:], as_of)
 
     def histories_before(self, cases: NDArray[np.int64]) -> Histories:
         """For each case (a position in these events) the user's history before that very event, as of its time."""
-        order = np.argsort(self.users, kind="stable")
+        whole, order = self._by_user()
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))
+        as_of = self.times[cases]
+        return whole._gather(self._counted(self.users[cases], whole, order, as_of), place[cases], as_of)
+
+    def _by_user(self) -> tuple[Histories, NDArray[np.int64]]:
+        """Every user's events, and where each stands in these."""
+        order = np.argsort(self.users, kind="stable")
         first = np.concatenate([[0], np.cumsum(np.bincount(self.users, minlength=self.n_users))]).astype(np.int64)
-        whole = Histories(
-            self.items[order], self.weights[order], self.times[order], first, np.zeros(self.n_users, np.int64)
-        )
-        return whole._gather(first[self.users[cases]], place[cases], self.times[cases])
+        nowhen = np.zeros(self.n_users, np.int64)
+        return Histories(self.items[order], self.weights[order], self.times[order], first, nowhen), order
+
+    def _counted(
+        self, users: NDArray[np.integer[Any]], whole: Histories, order: NDArray[np.int64], as_of: Times
+    ) -> NDArray[np.int64]:
+        """int64: where the history of each user begins as of each time, in `_by_user`'s order."""
+        if self.ttl_ms is None:
+            return np.asarray(whole.offsets[users], np.int64)
+        step = len(self) + 1
+        keys = self.users[order].astype(np.int64) * step + order  # ascending: by user, and by place within a user
+        oldest = np.searchsorted(self.times, oldest_counted(as_of, self.ttl_ms))
+        return np.asarray(np.searchsorted(keys, users.astype(np.int64) * step + oldest), np.int64)
 
 
 def json_ready(value: Any) -> Any:

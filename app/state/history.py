@@ -3,6 +3,9 @@
 A record is a function of the *set* of events folded, never of their order of arrival: entries stand in the order of
 (event time, partition, offset), the newest `max_history` of them, `remove` events among them. What a removal takes
 out is left out on reading, so that an event that arrives late finds its removal still there.
+
+Where entries have a time to live, a reader leaves out those older than `since`, and the version is of what is left.
+So it makes no difference whether they still stand in the record: they are its oldest, and `since` only ever rises.
 """
 
 import struct
@@ -76,8 +79,12 @@ def entries_of(record: bytes | None) -> list[Entry]:
     ]
 
 
-def read(record: bytes | None) -> UserHistory:
+def read(record: bytes | None, since: int | None = None) -> UserHistory:
     """The history that a record means: removals applied. None: unknown.
+
+    Args:
+        record: as it is stored.
+        since: earliest event time that counts (`app.time_to_live`), milliseconds; None: all count.
 
     Raises:
         StateUnavailable: the record is of another format.
@@ -85,6 +92,8 @@ def read(record: bytes | None) -> UserHistory:
     if not record:
         return EMPTY_HISTORY
     parts = _Parts(record)
+    if since is not None and (expired := _expired(parts, since)):
+        _forget(parts, expired)
     if parts.n == 0:
         return EMPTY_HISTORY
     items = parts.item_ids()
@@ -103,6 +112,21 @@ def read(record: bytes | None) -> UserHistory:
         values[keep],
         version,
     )
+
+
+def drop_expired(record: bytes | None, since: int | None) -> bytes | None:
+    """The record without entries older than `since` (milliseconds); None where nothing is left of it."""
+    if not record or since is None:
+        return record
+    parts = _Parts(record)
+    expired = _expired(parts, since)
+    if expired == parts.n:
+        return None
+    if not expired:
+        return record
+    if _drop(parts, expired):
+        return parts.joined(record[1])
+    return _encode(entries_of(record)[expired:], view=is_view(record))
 
 
 def is_view(record: bytes | None) -> bool:
@@ -256,21 +280,48 @@ def _last_place(parts: _Parts) -> tuple[int, int, int]:
 def _drop(parts: _Parts, count: int) -> bool:
     """Takes the oldest entries out; False, with nothing done, where a type would no longer occur."""
     gone, kept = parts.codes[:count], parts.codes[count:]
-    if any(code not in kept for code in set(gone)):
+    if parts.width > 1 or any(code not in kept for code in set(gone)):
         return False
-    places = zip(
-        np.frombuffer(parts.times[: 8 * count], np.int64).tolist(),
-        np.frombuffer(parts.partitions[: 4 * count], np.int32).tolist(),
-        np.frombuffer(parts.offsets[: 8 * count], np.int64).tolist(),
-        strict=True,
-    )
-    parts.version = (parts.version - sum(map(_fingerprint, places))) & _VERSION_MASK
+    _forget(parts, count)
+    return True
+
+
+def _forget(parts: _Parts, count: int) -> None:
+    """Takes the oldest entries out; the names of types stay, also of one that no longer occurs."""
+    places = (parts.times[: 8 * count], parts.partitions[: 4 * count], parts.offsets[: 8 * count])
+    parts.version = (parts.version - _fingerprints(*places)) & _VERSION_MASK
     parts.ids = parts.ids[sum(parts.lengths[:count]) :]
     parts.times, parts.offsets = parts.times[8 * count :], parts.offsets[8 * count :]
     parts.partitions, parts.values = parts.partitions[4 * count :], parts.values[4 * count :]
-    parts.lengths, parts.codes = parts.lengths[count:], kept
+    parts.lengths, parts.codes = parts.lengths[count:], parts.codes[parts.width * count :]
     parts.n -= count
-    return True
+
+
+def _expired(parts: _Parts, since: int) -> int:
+    """How many entries, the oldest, are of times before `since` (milliseconds)."""
+    oldest = since * 1000
+    if parts.n == 0 or _I64.unpack_from(parts.times)[0] >= oldest:
+        return 0
+    return int(np.searchsorted(np.frombuffer(parts.times, np.int64), oldest))
+
+
+def _fingerprints(times: bytes, partitions: bytes, offsets: bytes) -> int:
+    """The sum of many fingerprints, of columns as records keep them."""
+    count = len(partitions) // 4
+    if count < 8:  # cheaper one by one
+        rows = zip(
+            struct.unpack(f"<{count}q", times),
+            struct.unpack(f"<{count}i", partitions),
+            struct.unpack(f"<{count}q", offsets),
+            strict=True,
+        )
+        return sum(map(_fingerprint, rows)) & _U64
+    mixed = np.frombuffer(times, np.int64).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    mixed += np.frombuffer(partitions, np.int32).astype(np.int64).astype(np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F)
+    mixed += np.frombuffer(offsets, np.int64).astype(np.uint64) * np.uint64(0x165667B19E3779F9) + np.uint64(1)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return int((mixed ^ (mixed >> np.uint64(31))).sum(dtype=np.uint64))
 
 
 def _fingerprint(place: Sequence[object]) -> int:

@@ -11,6 +11,7 @@ from app.state.batch import Batch, StateEvent, counts_already, session_key, user
 from app.state.history import Entry, fold, read
 from app.state.merging import Link, fold_view
 from app.state.reader import ItemChange, Kind, UserHistory
+from app.time_to_live import in_ms, oldest_counted
 
 _DAY_MS = 86_400_000
 
@@ -31,7 +32,10 @@ def accepted(events: Sequence[StateEvent], horizon_ms: int) -> list[StateEvent]:
 
 
 def fold_everything(events: Sequence[StateEvent], max_history: int, horizon_ms: int) -> dict[bytes, bytes]:
-    """Key → record after all events, as one pure function of them: the definition that the writer is tested against."""
+    """Key → record after all events, as one pure function of them: the definition that the writer is tested against.
+
+    A reader leaves out what is expired (`app.state.history.read`); the writer may have dropped that already.
+    """
     entries: dict[bytes, list[Entry]] = {}
     links: dict[str, Link] = {}
     for event in accepted(events, horizon_ms):
@@ -63,6 +67,7 @@ class MemoryState:
         settings = settings or Settings()
         self._max_history = settings.state.max_history
         self._horizon_ms = int(settings.events.dedup_days * _DAY_MS)
+        self._ttl_ms = in_ms(settings.state.ttl_days)
         self._events: list[StateEvent] = []
         self._records: dict[bytes, bytes] = {}
         self._stale = False
@@ -76,7 +81,6 @@ class MemoryState:
         """Takes messages in."""
         self._events += batch.events
         self._stale = self._stale or bool(batch.events)
-        self._watermark = max([self._watermark, *(event.time // 1000 for event in batch.events)])
         for item_id, columns in batch.items:
             self._put_item(item_id, columns)
         for user_id, columns in batch.users:
@@ -115,7 +119,9 @@ class MemoryState:
 
     def _folded(self) -> dict[bytes, bytes]:
         if self._stale:
-            self._records, self._stale = fold_everything(self._events, self._max_history, self._horizon_ms), False
+            counted = accepted(self._events, self._horizon_ms)
+            self._records, self._stale = fold_everything(counted, self._max_history, self._horizon_ms), False
+            self._watermark = max([0, *(event.time // 1000 for event in counted)])
         return self._records
 
     # --- the reader's side
@@ -128,7 +134,9 @@ class MemoryState:
 
     def histories(self, keys: Sequence[tuple[Kind, str]]) -> list[UserHistory]:
         records = self._folded()
-        return [read(records.get(user_key(name) if kind == "user" else session_key(name))) for kind, name in keys]
+        since = None if self._ttl_ms is None else oldest_counted(self._watermark, self._ttl_ms)
+        names = [user_key(name) if kind == "user" else session_key(name) for kind, name in keys]
+        return [read(records.get(name), since) for name in names]
 
     def user_columns(self, user_ids: Sequence[str]) -> list[dict[str, Any] | None]:
         return [self._users.get(user_id) for user_id in user_ids]
@@ -154,4 +162,5 @@ class MemoryState:
         return self._offsets.get((topic, partition), 0)
 
     def as_of(self) -> int:
+        self._folded()
         return self._watermark

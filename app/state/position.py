@@ -23,7 +23,7 @@ _HEAD = 16  # 64-bit words before the offsets
 _WORDS = _HEAD + len(TOPICS) * MAX_PARTITIONS
 SIZE = _WORDS * 8
 # Words of the head.
-_MOVES, _GENERATION, _ITEMS, _WATERMARK, _HEARTBEAT, _PID, _LAG = range(1, 8)
+_MOVES, _GENERATION, _ITEMS, _WATERMARK, _HEARTBEAT, _PID, _LAG, _SINCE = range(1, 9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,7 @@ class Published:
         watermark: highest event time, milliseconds since 1970; 0: no events.
         generation: which database folder holds it.
         moves: counts the publications; equal numbers mean equal content.
+        since: earliest event time that counts as of the watermark, milliseconds; None: all count.
     """
 
     offsets: dict[str, dict[int, int]]
@@ -43,6 +44,7 @@ class Published:
     watermark: int = 0
     generation: int = 0
     moves: int = 0
+    since: int | None = None
 
 
 class Position:
@@ -97,6 +99,7 @@ class Position:
         words = self._words
         words[_GENERATION] = published.generation
         words[_ITEMS], words[_WATERMARK] = published.item_sequence, published.watermark
+        words[_SINCE] = 0 if published.since is None else published.since or 1
         words[_MOVES] = published.moves
         for topic, partitions in published.offsets.items():
             base = _HEAD + TOPICS.index(topic) * MAX_PARTITIONS
@@ -131,6 +134,11 @@ class Position:
     @property
     def watermark(self) -> int:
         return self._words[_WATERMARK]
+
+    @property
+    def since(self) -> int | None:
+        """Earliest event time that counts as of the watermark, milliseconds; None: all count."""
+        return self._words[_SINCE] or None
 
     @property
     def heartbeat_ms(self) -> int:

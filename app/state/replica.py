@@ -133,7 +133,8 @@ class StateReplica:
     def histories(self, keys: Sequence[tuple[Kind, str]]) -> list[UserHistory]:
         """One history a key; unknown: EMPTY_HISTORY."""
         names = [user_key(name) if kind == "user" else session_key(name) for kind, name in keys]
-        return [read(record) for record in self._get(self._opened_view().histories, names)]
+        since = self._position.since if self._position else None
+        return [read(record, since) for record in self._get(self._opened_view().histories, names)]
 
     def user_columns(self, user_ids: Sequence[str]) -> list[dict[str, Any] | None]:
         """Columns of each user; None: unknown."""

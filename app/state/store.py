@@ -2,27 +2,31 @@
 
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
-from rocksdict import Checkpoint, WriteBatch
+from rocksdict import BottommostLevelCompaction, Checkpoint, CompactOptions, WriteBatch
 
+from app.erasure.erased import Boundary, Erased
 from app.errors import StateUnavailable
-from app.events.schema import EVENTS, MERGE
+from app.events.schema import EVENTS, MERGE, USERS
 from app.settings import Settings
 from app.state import layout
 from app.state.batch import Batch, StateEvent, counts_already, session_key, user_key
-from app.state.history import Entry, add, extend, is_view
+from app.state.erasing import Who, before_by, erasing, sessions_of, who_of
+from app.state.history import Entry, add, drop_expired, extend, is_view
 from app.state.merging import Links, fold_view
 from app.state.position import Published, merged
+from app.time_to_live import in_ms, oldest_counted
 
 ITEM = struct.Struct("<QB")  # sequence, available; the columns' JSON follows
 _I64 = struct.Struct("<q")
 _DAY_MS = 86_400_000
 _LEAST_LOOKED_AT = 200
+_HISTORIES_LOOKED_AT, _BYTES_LOOKED_AT = 1000, 4 << 20
 
 
 @dataclass(slots=True)
@@ -46,15 +50,19 @@ class StateStore:
         """
         self.path, self.generation = path, generation
         self._max_history = settings.state.max_history
+        self._ttl_ms = in_ms(settings.state.ttl_days)
         self._horizon_ms = int(settings.events.dedup_days * _DAY_MS)
         self._max_future_ms = int(settings.events.max_future_s * 1000)
+        self._open()
+        self._load_meta()
+
+    def _open(self) -> None:
         try:
-            self._db = layout.open_primary(path)
+            self._db = layout.open_primary(self.path)
         except Exception as error:  # rocksdict raises bare exceptions
-            raise StateUnavailable(f"state database {path} cannot be opened for writing: {error}") from None
+            raise StateUnavailable(f"state database {self.path} cannot be opened for writing: {error}") from None
         self._families = {name: self._db.get_column_family(name) for name in layout.FAMILIES}
         self._handles = {name: self._db.get_column_family_handle(name) for name in layout.FAMILIES}
-        self._load_meta()
 
     def _load_meta(self) -> None:
         saved: dict[str, Any] = orjson.loads(self._families[layout.META].get(b"state", b"{}"))
@@ -71,7 +79,10 @@ class StateStore:
         self._moves: int = saved.get("moves", 0)
         self.topic_ids: dict[str, str] = saved.get("topic_ids", {})
         self._next_identity, self._new_identities = b"", 0
+        self._next_history = b""
         self.totals = Totals(**saved.get("totals", {}))
+        self._erased: int = saved.get("erased", 0)  # version of the erasures that are done here
+        self._erasing: bool = saved.get("erasing", False)  # what was erased may still stand in old files
 
     def offsets(self) -> dict[str, dict[int, int]]:
         """topic → partition → next offset to read."""
@@ -79,7 +90,7 @@ class StateStore:
 
     def published(self) -> Published:
         """What the shared position should say."""
-        return Published(self.offsets(), self._sequence, self._watermark, self.generation, self._moves)
+        return Published(self.offsets(), self._sequence, self._watermark, self.generation, self._moves, self._since())
 
     def outrun(self, moves: int) -> Published:
         """Moves the publication number past one that readers have seen; call after opening."""
@@ -128,9 +139,109 @@ class StateStore:
             self._db.write(write)
         return forgotten
 
+    def drop_expired(self) -> int:
+        """Looks at the next few histories and drops what has expired; the number of records that changed.
+
+        No reader sees a difference. Call it now and then.
+        """
+        since = self._since()
+        if since is None:
+            return 0
+        write, looked, size = WriteBatch(raw_mode=True), 0, 0
+        for key, record in self._families[layout.HISTORIES].items(from_key=self._next_history):
+            if looked == _HISTORIES_LOOKED_AT or size > _BYTES_LOOKED_AT:
+                self._next_history = key
+                break
+            looked, size = looked + 1, size + len(record)
+            kept = drop_expired(record, since)
+            if kept is not record:
+                self._put(write, layout.HISTORIES, key, kept)
+                if is_view(record):
+                    own = drop_expired(self._families[layout.OWN].get(key), since)
+                    self._put(write, layout.OWN, key, own if kept else None)
+        else:
+            self._next_history = b""  # from the start again
+        if changed := len(write):
+            self._db.write(write)
+        return changed
+
+    def sessions(self, user_id: str) -> list[str]:
+        """Sessions that are merged into a user."""
+        return sessions_of(self._families, user_id)
+
+    def erase(self, who: Who) -> Published:
+        """Takes out what users and sessions have here from before their erasures, and gives it away to no file.
+
+        Costs what the files cost in which their keys lie. Safe to repeat: killed in the middle, the next one for the
+        same ids, or `erase_known`, ends it.
+        """
+        found = erasing(
+            self._families, who, before_by(*self._events_topic()), self._columns_from_before, self._max_history
+        )
+        self._erasing = True
+        published = self._write_changes(found.changes)
+        self._compact(found.ranges)
+        self._erasing = False
+        return self._note_erased(published)
+
+    def erase_known(self, erased: Erased) -> Published | None:
+        """Takes out everybody whom the ledger knows and this database does not know of yet; None: there is nobody.
+
+        Looks at every id here, once after a start behind an erasure that this database has missed.
+        """
+        if self._erased == erased.version and not self._erasing:
+            return None
+        unfinished = self._erasing
+        published = self.erase(who_of(self._families, erased))
+        if unfinished:
+            self._compact([(name, None, None) for name in layout.FAMILIES])
+        self._erased = erased.version
+        return self._note_erased(published)
+
+    def _events_topic(self) -> tuple[str, bool]:
+        """Id of `events`, and whether entries of an earlier topic of that name may be here."""
+        return self.topic_ids.get(EVENTS, ""), self.generation > 0 or "recreated" in self.totals.jumps
+
+    def _columns_from_before(self, boundary: Boundary) -> bool:
+        """Whether the columns of a user are from before an erasure: its last message withdraws them."""
+        end, done = boundary.ends.get(USERS), self._offsets.get(USERS, {})
+        if end is None or end.topic_id != self.topic_ids.get(USERS, ""):
+            return True
+        return any(done.get(partition, 0) < upto for partition, upto in end.next.items())
+
+    def _write_changes(self, changes: Mapping[tuple[str, bytes], bytes | None]) -> Published:
+        """Writes records, and moves the publication number."""
+        write = WriteBatch(raw_mode=True)
+        for (family, key), record in changes.items():
+            self._put(write, family, key, record)
+        self._moves += 1
+        self._put_meta(write, self._offsets, self._sequence, self._watermark, self._moves)
+        self._db.write(write)
+        return self.published()
+
+    def _note_erased(self, published: Published) -> Published:
+        """Keeps what is done, without another publication: readers see no difference."""
+        write = WriteBatch(raw_mode=True)
+        self._put_meta(write, self._offsets, self._sequence, self._watermark, self._moves)
+        self._db.write(write)
+        return published
+
+    def _compact(self, ranges: Sequence[tuple[str, bytes | None, bytes | None]]) -> None:
+        """Leaves no old version of these keys in any file, and no key in what RocksDB notes about its files."""
+        options = CompactOptions()
+        options.set_bottommost_level_compaction(BottommostLevelCompaction.force())
+        self.flush()
+        for family, first, below in ranges:
+            self._families[family].compact_range(first, below, options)
+        # The manifest and RocksDB's own log name the keys at the edges of files and ranges: opening makes new ones.
+        self.close()
+        self._open()
+        layout.forget_old_logs(self.path)
+
     def flush(self) -> None:
         """Writes what is in memory to files (the log before them makes this unnecessary for safety)."""
-        self._db.flush()
+        for family in self._families.values():
+            family.flush()
 
     def checkpoint(self, folder: Path) -> None:
         """A consistent copy in a folder that is not there yet (hard links where the file system is the same)."""
@@ -180,9 +291,12 @@ class StateStore:
             stale |= self._fold(key, more, records, own, links)
         for user_id in stale:
             self._refold(user_id, records, own, links)
-        for family, changed in ((layout.HISTORIES, records), (layout.OWN, own), (layout.LINKS, dict(links.changes()))):
-            for key, record in changed.items():
-                self._put(write, family, key, record)
+        since = self._since()  # as readers know it by now: as of the new watermark they would miss entries for a moment
+        for family, histories in ((layout.HISTORIES, records), (layout.OWN, own)):
+            for key, record in histories.items():
+                self._put(write, family, key, drop_expired(record, since))
+        for key, link in links.changes():
+            self._put(write, layout.LINKS, key, link)
 
     def _fold(
         self,
@@ -215,11 +329,12 @@ class StateStore:
         if not sessions:
             records[key], own[key] = mine or None, None
             return
-        parts = []
+        parts, since = [], self._since()
         for session_id in sessions:
             link = links.of_session(session_id)
             assert link is not None
-            parts.append((self._record(session_key(session_id), records), link))
+            if since is None or link.time >= since * 1000:  # else all that it would bring has expired
+                parts.append((self._record(session_key(session_id), records), link))
         own[key] = mine or b""
         records[key] = fold_view(mine, parts, self._max_history)
 
@@ -235,6 +350,10 @@ class StateStore:
             found: bytes | None = self._families[layout.HISTORIES].get(key)
             return found
         return records[key]
+
+    def _since(self) -> int | None:
+        """Earliest event time that counts as of the watermark, milliseconds; None: all count."""
+        return None if self._ttl_ms is None else oldest_counted(self._watermark, self._ttl_ms)
 
     def _watermark_with(self, events: Sequence[StateEvent], now_ms: int) -> int:
         ahead = now_ms + self._max_future_ms
@@ -287,6 +406,8 @@ class StateStore:
                 "skipped": totals.skipped,
                 "jumps": totals.jumps,
             },
+            "erased": self._erased,
+            "erasing": self._erasing,
         }
         self._put(write, layout.META, b"state", orjson.dumps(saved))
         self._put(write, layout.META, b"moves", _I64.pack(moves))

@@ -134,6 +134,7 @@ class StateWriterLoop:
             make_checkpoint(store, self._paths)
         if feed.connected and sum(self._lag.values()) < _NEARLY_READ:
             store.forget_identities(int(time.time() * 1000))
+        store.drop_expired()
         return current_generation(self._paths.databases)
 
     def _open(self, generation: int) -> StateStore | None:

@@ -1,6 +1,7 @@
 """One suite for every state reader: memory, and a RocksDB secondary behind the writer's store."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -43,8 +44,15 @@ def events(*found: StateEvent) -> Batch:
 
 @pytest.fixture(params=["memory", "rocksdb"])
 def state(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[StateReader, Apply]]:
-    settings = Settings.model_validate({"state": {"max_history": 5}})
-    if request.param == "memory":
+    with opened(request.param, {"max_history": 5}, tmp_path) as found:
+        yield found
+
+
+@contextmanager
+def opened(kind: str, section: dict[str, object], tmp_path: Path) -> Iterator[tuple[StateReader, Apply]]:
+    """A reader, and what gives it messages; `section`: settings of the state."""
+    settings = Settings.model_validate({"state": section})
+    if kind == "memory":
         memory = MemoryState(settings)
         yield memory, memory.apply
         return
@@ -159,3 +167,24 @@ def test_user_columns_are_put_and_forgotten(state: tuple[StateReader, Apply]) ->
     assert reader.user_columns(["u", "v", "w"]) == [{"age": 3}, {}, None]
     apply(Batch(users=[("u", None)]))
     assert reader.user_columns(["u"]) == [None]
+
+
+@pytest.mark.parametrize("kind", ["memory", "rocksdb"])
+def test_an_entry_expires_when_the_watermark_leaves_it_behind(kind: str, tmp_path: Path) -> None:
+    with opened(kind, {"ttl_days": 2.0}, tmp_path) as (reader, apply):
+        apply(events(event(0, "old", time=1), event(1, "new", time=DAY), event(2, "merged", user=None, session="s")))
+        apply(events(event(3, None, session="s", kind="merge", time=5)))
+        before = reader.histories([("user", "u")])[0]
+        assert before.item_ids == ("old", "merged", "new")
+        apply(events(event(4, "other", user="v", time=2 * DAY + 1)))  # exactly as old as may be: still there
+        assert reader.histories([("user", "u")])[0].version == before.version
+        apply(events(event(5, "other", user="v", time=2 * DAY + 2)))
+        after = reader.histories([("user", "u")])[0]
+        assert after.item_ids == ("merged", "new")
+        assert after.version != before.version  # whatever was kept for the old version is asked for no more
+        apply(events(event(6, "late", time=DAY // 2), event(7, "too late", time=0)))
+        assert items_of(reader, "user", "u") == ("merged", "late", "new")
+        assert reader.as_of() == 2 * DAY + 2
+        apply(events(event(8, "other", user="v", time=9 * DAY)))
+        assert reader.histories([("user", "u")])[0] is EMPTY_HISTORY
+        assert items_of(reader, "session", "s") == ()

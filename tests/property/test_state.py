@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from pathlib import Path
+from unittest.mock import patch
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 from app.events.schema import MERGE
 from app.settings import Settings
 from app.state import layout
+from app.state import store as state_store
 from app.state.batch import Batch, StateEvent
-from app.state.memory import fold_everything
+from app.state.history import entries_of, read
+from app.state.memory import accepted, fold_everything
 from app.state.store import StateStore
 
 DAY = 86_400_000
@@ -33,8 +36,8 @@ wishes = st.fixed_dictionaries(
 )
 
 
-def log(drawn: list[dict[str, object]]) -> list[StateEvent]:
-    """Wishes as they would lie in the topic: keyed, offsets rising, merges under both keys."""
+def log(drawn: list[dict[str, object]], time_us: int = 1) -> list[StateEvent]:
+    """Wishes as they would lie in the topic: keyed, offsets rising, merges under both keys; times times `time_us`."""
     ends = [0] * PARTITIONS
     clock = 0
     events: list[StateEvent] = []
@@ -42,7 +45,8 @@ def log(drawn: list[dict[str, object]]) -> list[StateEvent]:
     def put(key: object, wish: dict[str, object]) -> None:
         partition = sum(str(key).encode()) % PARTITIONS
         item = None if wish["kind"] in (MERGE, "search") else wish["item"]
-        fields = (wish["event_id"], wish["user"], wish["session"], item, wish["kind"], wish["time"], wish["value"])
+        time = int(str(wish["time"])) * time_us
+        fields = (wish["event_id"], wish["user"], wish["session"], item, wish["kind"], time, wish["value"])
         events.append(StateEvent(partition, ends[partition], clock, *fields))  # type: ignore[arg-type]
         ends[partition] += 1
 
@@ -96,3 +100,54 @@ def test_incremental_equals_the_pure_fold(
         assert stored(folder) == fold_everything(events, SETTINGS.state.max_history, DAY)
     finally:
         shutil.rmtree(folder)
+
+
+def shown(record: bytes | None, since: int | None) -> tuple[object, ...]:
+    """What a reader makes of a record."""
+    found = read(record, since)
+    return found.item_ids, found.event_types, found.times.tolist(), found.values.tobytes(), found.version
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    drawn=st.lists(wishes, max_size=30),
+    cuts=st.lists(st.tuples(st.integers(1, 7), st.booleans(), st.integers(0, 3)), max_size=30),
+    ttl_days=st.sampled_from([0.5, 2.0, 5.0, 30.0]),
+)
+def test_expired_entries_are_shown_by_nobody_whenever_they_are_dropped(
+    drawn: list[dict[str, object]], cuts: list[tuple[int, bool, int]], ttl_days: float
+) -> None:
+    """After every batch each history is the pure fold of the events so far, as of the watermark, versions included."""
+    options = SETTINGS.model_copy(update={"state": SETTINGS.state.model_copy(update={"ttl_days": ttl_days})})
+    events = log(drawn, DAY * 1000)
+    folder = Path(tempfile.mkdtemp(prefix="m-state-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    try:
+        store, done = StateStore(folder, options), 0
+        for size, restarts, sweeps in [*cuts, (len(events) + 1, False, 0)]:
+            done = min(done + size, len(events))
+            since = store.apply(Batch(events=events[:done], offsets=ends_of(events[:done]))).since
+            with patch.object(state_store, "_HISTORIES_LOOKED_AT", 2):
+                for _ in range(sweeps):
+                    store.drop_expired()
+            if restarts:
+                store.close()
+                store = StateStore(folder, options)
+            held, whole = store._families[layout.HISTORIES], fold_everything(events[:done], 4, DAY)
+            times = [event.time // 1000 for event in accepted(events[:done], DAY)]
+            assert since == max([0, *times]) - ttl_days * DAY
+            assert {key: shown(held.get(key), since) for key in whole} == {
+                key: shown(record, since) for key, record in whole.items()
+            }
+        store.drop_expired()
+        for family in (layout.HISTORIES, layout.OWN):
+            kept = [entry.time for record in store._families[family].values() for entry in entries_of(record)]
+            assert all(time // 1000 >= (since or 0) for time in kept)
+        assert all(entries_of(record) for record in store._families[layout.HISTORIES].values())
+        store.close()
+    finally:
+        shutil.rmtree(folder)
+
+
+def ends_of(events: list[StateEvent]) -> dict[tuple[str, int], int]:
+    """Next offset of each partition behind the events."""
+    return {("events", event.partition): event.offset + 1 for event in events}

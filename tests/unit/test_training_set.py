@@ -1,6 +1,7 @@
 """A training set from tables: order, weights, duplicates, merges, removals, the catalogue."""
 
 import json
+import random
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,9 @@ import pyarrow as pa
 import pytest
 
 from app.errors import MantaError
-from app.settings import LearnSettings
+from app.settings import LearnSettings, Settings
+from app.state.memory import MemoryState
+from app.time_to_live import DAY_MS
 from tune.dataset import TrainingSet, item_columns, training_set, weighted
 
 WEIGHTS = {"rating": 1.0, "click": 0.5, "view": 0.0}
@@ -21,14 +24,14 @@ ITEMS = pa.table(
 )
 
 
-def made(*rows: tuple[Any, ...], items: pa.Table = ITEMS) -> TrainingSet:
+def made(*rows: tuple[Any, ...], items: pa.Table = ITEMS, ttl_ms: int | None = None) -> TrainingSet:
     """Rows of (user, session, item, type, second, partition, offset)."""
     names = ("user_id", "session_id", "item_id", "event_type", "event_time", "partition", "offset")
     types = (*[pa.string()] * 4, pa.timestamp("us", "UTC"), pa.int32(), pa.int64())
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(names)
     columns[4:5] = [tuple(second * 1_000_000 for second in columns[4])]
     table = pa.table({n: pa.array(c, t) for n, c, t in zip(names, columns, types, strict=True)})
-    return training_set(weighted(table, WEIGHTS), items, "s")
+    return training_set(weighted(table, WEIGHTS), items, "s", ttl_ms=ttl_ms)
 
 
 def events_of(found: TrainingSet) -> list[tuple[str, str]]:
@@ -121,3 +124,32 @@ def test_item_columns_keep_their_kinds() -> None:
     assert table.column("v").to_pylist()[0] == [0.5, 1.0]
     assert table.column("odd").to_pylist() == ['"text"', "7", None]
     assert table.column("ok").to_pylist() == [True, None, None]
+
+
+@pytest.mark.parametrize("ttl_days", [None, 0.5, 3.0])
+def test_a_case_sees_the_history_that_serving_would_have_shown_at_its_time(ttl_days: float | None) -> None:
+    draw = random.Random(3)
+    seconds = sorted(draw.randrange(10 * 86_400) for _ in range(80))
+    rows = [
+        (draw.choice("uvw"), None, draw.choice("abc"), "click", at, place % 3, place)
+        for place, at in enumerate([0, 5, 43_205, *seconds])
+    ]
+    found = made(*rows, ttl_ms=None if ttl_days is None else int(ttl_days * DAY_MS))
+    whole = found.interactions
+    seen = whole.histories_before(np.arange(len(whole)))
+    for case, end in enumerate(seen.offsets[1:]):
+        state = MemoryState(Settings.model_validate({"state": {"ttl_days": ttl_days}}))
+        for earlier in range(case):
+            user, item = found.user_ids[whole.users[earlier]], found.catalogue.item_ids[whole.items[earlier]]
+            state.add(user, item, time_ms=int(whole.times[earlier]))
+        state.add("another", "a", time_ms=int(whole.times[case]))  # the watermark is the time of the case
+        (shown,) = state.histories([("user", found.user_ids[whole.users[case]])])
+        learned = seen.items[seen.offsets[case] : end]
+        assert [found.catalogue.item_ids[row] for row in learned] == list(shown.item_ids)
+        assert seen.as_of[case] == whole.times[case]
+    last = whole.histories()
+    oldest = -np.inf if ttl_days is None else whole.end - ttl_days * DAY_MS
+    assert len(last.items) == sum(whole.times >= oldest)
+    assert (last.times >= oldest).all()
+    assert np.bincount(whole.users[whole.times >= oldest], minlength=3).tolist() == last.lengths.tolist()
+    assert whole.first(20).ttl_ms == whole.ttl_ms

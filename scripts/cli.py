@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from app.errors import MantaError, SettingsError
 from app.settings import Settings, home_folder
-from scripts import bundles, data, show, sources, system
+from scripts import bundles, data, imports, show, system
 from scripts.session import lift_options, open_session
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 system.add_to(app)
+imports.add_to(app)
 data.add_to(app)
 bundle_commands = bundles.add_to(app)
 state_commands = typer.Typer(help="User and item state of this machine.", no_args_is_help=True)
@@ -61,57 +62,6 @@ def options(
 ) -> None:
     """Options that every command takes, before or after its name (`lift_options` has taken them already)."""
     del settings, home
-
-
-@app.command("import", epilog="Example: manta import ratings.csv --column userId=user_id --column movieId=item_id")
-def import_(
-    path: Annotated[
-        str, typer.Argument(metavar="PATH", help="Parquet, CSV, JSON lines: file, folder, s3://, gs://; a database.")
-    ],
-    kind: Annotated[Literal["events", "items", "users"], typer.Option(help="What the rows are.")] = "events",
-    column: Annotated[list[str] | None, typer.Option(metavar="FROM=TO", help="Renames a column; repeats.")] = None,
-    table: Annotated[str, typer.Option(help="PATH is a database (SQLAlchemy's address): this table.")] = "",
-    query: Annotated[str, typer.Option(help="PATH is a database: what this query gives.")] = "",
-    since_column: Annotated[
-        str, typer.Option(metavar="COLUMN", help="Of a database only rows beyond the last import's greatest value.")
-    ] = "",
-    to: Annotated[Literal["kafka", "lake"], typer.Option(help="`lake`: ingest them at once too.")] = "kafka",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and check every row, send nothing.")] = False,
-    refused: Annotated[Path | None, typer.Option(metavar="FILE", help="Gets every refused row, a line each.")] = None,
-    json_: show.JsonFlag = False,
-) -> None:
-    """Sends rows to Kafka as events, items or users; `manta ingest` then takes them into the lake."""
-    from app.events.import_sources import LastValues, SqlSource
-    from app.events.importing import import_rows
-    from app.events.topics import ensure_topics
-    from deployments.cluster import attach
-
-    columns = sources.column_map(column or [])
-    session = open_session()
-    last = LastValues(session.home / "imports.json")
-    source = sources.source_of(path, table, query, since_column, last)
-    if dry_run:
-        with show.progress("import") as bar:
-            result = import_rows(
-                source, kind, columns, session.settings, dry_run=True, refused_file=refused, progress=bar
-            )
-    else:
-        with attach(session.settings, session.home, ray=to == "lake", say=show.say) as attached:
-            ensure_topics(attached.settings.kafka)
-            with show.progress("import") as bar:
-                result = import_rows(source, kind, columns, attached.settings, refused_file=refused, progress=bar)
-            if isinstance(source, SqlSource) and since_column:
-                last.keep(source)
-            if to == "lake":
-                with show.progress("ingest") as bar:
-                    result["ingest"] = _shown(take_in(attached.settings, session.home, bar.topic))
-    if json_:
-        show.as_json(result)
-    else:
-        rows = result.pop("first_refused")
-        show.facts(result)
-        print()
-        show.table(rows, ["row", "reason", "detail"], "no row was refused")
 
 
 @app.command(epilog="Example: manta ingest --json")

@@ -19,6 +19,7 @@ from app.events.schema import EVENTS, ITEMS, USERS, ColumnValue, EventRejected, 
 from app.settings import EventSettings
 
 _SHOWN = 20
+Entity = tuple[str, dict[str, ColumnValue]]  # id, columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +89,8 @@ class RowReader:
             yield self._checked(values)
             self._count(len(values))
 
-    def entities(self) -> Iterator[tuple[str, dict[str, ColumnValue]]]:
-        """The rows that are items or users: (id, columns), in their order.
+    def entities(self) -> Iterator[list[Entity]]:
+        """The rows that are items or users, in their order, some at a time.
 
         Raises:
             MantaError: the source cannot be read.
@@ -97,12 +98,14 @@ class RowReader:
         id_field, validate = ("item_id", validate_item) if self._kind == ITEMS else ("user_id", validate_user)
         for rows in self._source.batches(self._column_map):
             found: list[Row] = rows.to_pylist() if isinstance(rows, pa.Table) else rows
+            right: list[Entity] = []
             for place, row in enumerate(found):
                 columns = {self._column_map.get(name, name): plain(cell) for name, cell in row.items() if _there(cell)}
                 try:
-                    yield validate(id_text(columns.pop(id_field, None)), columns)
+                    right.append(validate(id_text(columns.pop(id_field, None)), columns))
                 except EventRejected as error:
                     self._refuse(place, error.code, error.message)
+            yield right
             self._count(len(found))
 
     def report(self, *, dry_run: bool = False) -> dict[str, Any]:

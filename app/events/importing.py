@@ -70,5 +70,6 @@ def _event_messages(rows: RowReader) -> Iterator[Message]:
 
 
 def _entity_messages(rows: RowReader) -> Iterator[Message]:
-    for name, columns in rows.entities():
-        yield name.encode(), columns_message(columns)
+    for piece in rows.entities():
+        for name, columns in piece:
+            yield name.encode(), columns_message(columns)

@@ -68,7 +68,7 @@ def measured_system(**environ: str) -> Iterator[Measured]:
             _populate(attached.settings)
             launch(attached.settings, attached.run)
             _promote(port, bundle)
-            _caught_up(home, attached.settings)
+            caught_up(home, attached.settings)
             cluster.mark_up(attached.run, stays=False)
             yield Measured(attached.settings, home, port, home / "bundles" / bundle)
 
@@ -150,7 +150,12 @@ def _promote(port: int, bundle: str) -> None:
         time.sleep(0.2)
 
 
-def _caught_up(home: Path, settings: Settings) -> None:
+def caught_up(home: Path, settings: Settings) -> None:
+    """Waits until the state has applied everything.
+
+    Raises:
+        MantaError: it has not within five minutes.
+    """
     end = time.monotonic() + 300
     while status(home, [], settings)["lag"].get("state_messages") != 0:
         if time.monotonic() > end:

@@ -12,6 +12,19 @@ _PIECE = 4 << 20
 StoreError = (OSError, ArrowException)
 
 
+def file_system(address: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a path or an address, and the path there; nothing need be there.
+
+    Raises:
+        MantaError: no such kind of address.
+    """
+    try:
+        system, path = fs.FileSystem.from_uri(address if "://" in address else str(Path(address).absolute()))
+    except (*StoreError, ValueError) as error:
+        raise MantaError(f"found {address!r}, wanted a path, s3:// or gs:// ({error})") from None
+    return system, path
+
+
 class Place:
     """A folder of a store. Every method raises one of `StoreError` where the store does not do what is asked."""
 
@@ -25,11 +38,7 @@ class Place:
         Raises:
             MantaError: no such kind of address.
         """
-        try:
-            system, path = fs.FileSystem.from_uri(address if "://" in address else str(Path(address).absolute()))
-        except (*StoreError, ValueError) as error:
-            raise MantaError(f"found {address!r}, wanted a folder, s3:// or gs:// ({error})") from None
-        return cls(system, path)
+        return cls(*file_system(address))
 
     def __truediv__(self, name: str) -> "Place":
         return Place(self._system, f"{self.path}/{name}")

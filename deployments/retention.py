@@ -2,14 +2,13 @@
 
     python -m deployments.retention HOME < SETTINGS.json
 
-A process of its own, so that no actor keeps the lake's libraries in memory. `$MANTA_HOME/retention.json` is what
-`/metrics` and `manta status` show.
+A process of its own, so that no actor keeps the lake's libraries in memory. Beside every node's writer of the state, so
+that each node's `$MANTA_HOME/retention.json`, which `/metrics` and `manta status` show there, is about its own state.
 """
 
 import json
 import logging
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -23,11 +22,12 @@ from app.errors import MantaError
 from app.settings import Settings
 from app.state.layout import StatePaths
 from app.state.position import MAX_PARTITIONS, TOPICS, Position
+from deployments.broker import require
+from deployments.run import read as read_run
 
 PERIOD_S = 300.0
 _FIRST_S = 15.0  # a system that starts has better things to do
 _LIMIT_S = 60.0
-_CONNECT_S = 1.0
 _FRESH_S = 60.0
 _FILE = "retention.json"
 
@@ -82,9 +82,10 @@ def current(settings: Settings, home: Path, *, up: bool) -> dict[str, Any]:
         "unread", "alarm"}]}`, nearest first; empty where nothing was ever measured and no broker answers.
     """
     last = read(home)
-    if up or (last and time.time() - _measured(home) < _FRESH_S) or not _answers(settings.kafka.bootstrap_servers):
+    if up or (last and time.time() - _measured(home) < _FRESH_S):
         return last
     try:
+        require(settings.kafka)  # a client would wait for ten seconds to find out
         return measure_here(settings, home)
     except MantaError as error:
         log.debug("retention: %s", error)
@@ -132,17 +133,10 @@ def measure_here(settings: Settings, home: Path) -> dict[str, Any]:
 
 
 def _readers(settings: Settings, home: Path) -> dict[str, Mapping[str, Mapping[int, int]]]:
-    """Reader → topic → partition → next offset."""
-    from app.events.decode import TABLES
-    from app.lake.snapshot import snapshot
-    from app.lake.tables import open_lake
-
-    lake = open_lake(settings, home)
-    read: dict[str, Mapping[int, int]] = {}
-    for name in TABLES:
-        stood = snapshot(lake, name).progress.topics.get(name) if lake.exists(name) else None
-        read[name] = stood.next if stood is not None else {}
-    readers: dict[str, Mapping[str, Mapping[int, int]]] = {"lake": read}
+    """Reader → topic → partition → next offset; of the lake only where it can be seen."""
+    readers: dict[str, Mapping[str, Mapping[int, int]]] = {}
+    if settings.lake.catalog or read_run(home) is not None or (home / "lake").exists():  # else it lies on another node
+        readers["lake"] = _read_by_the_lake(settings, home)
     try:
         position = Position.open(StatePaths.of(home).position)
     except MantaError:
@@ -154,6 +148,19 @@ def _readers(settings: Settings, home: Path) -> dict[str, Mapping[str, Mapping[i
     return {**readers, "state": {topic: {p: at for p, at in parts.items() if at} for topic, parts in applied.items()}}
 
 
+def _read_by_the_lake(settings: Settings, home: Path) -> dict[str, Mapping[int, int]]:
+    from app.events.decode import TABLES
+    from app.lake.snapshot import snapshot
+    from app.lake.tables import open_lake
+
+    lake = open_lake(settings, home)
+    read: dict[str, Mapping[int, int]] = {}
+    for name in TABLES:
+        stood = snapshot(lake, name).progress.topics.get(name) if lake.exists(name) else None
+        read[name] = stood.next if stood is not None else {}
+    return read
+
+
 def _rounded(hours: float | None) -> float | None:
     return None if hours is None else round(hours, 3)
 
@@ -163,16 +170,6 @@ def _measured(home: Path) -> float:
         return (home / _FILE).stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _answers(servers: str) -> bool:
-    """Whether something listens at the first address: a client would wait for ten seconds to find out."""
-    host, _, port = servers.split(",")[0].rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 if __name__ == "__main__":

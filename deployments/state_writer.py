@@ -30,11 +30,17 @@ log = logging.getLogger("manta.state")
 
 
 class StateWriter(NodeWriter):
-    """One node's writer of the state (`app.state.writer`)."""
+    """One node's writer of the state (`app.state.writer`), and the watch over what retention leaves it."""
 
     def __init__(self, settings: Settings, home: str) -> None:
         pyarrow.set_cpu_count(1)  # what the actor has reserved
         super().__init__(StateWriterLoop(settings, Path(home)), "state-writer")
+        self._retention = RetentionWatch(settings, Path(home))
+
+    def stop(self) -> None:
+        """As `NodeWriter.stop`."""
+        self._retention.stop()
+        super().stop()
 
 
 class StateSupervisor:
@@ -46,7 +52,6 @@ class StateSupervisor:
         self._began = time.monotonic()
         self._writers: dict[str, ActorHandle] = {}
         self._stats_writers: dict[str, ActorHandle] = {}
-        self._retention = RetentionWatch(settings, Path(home))
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="state-supervisor", daemon=True)
         self._thread.start()
@@ -86,7 +91,6 @@ class StateSupervisor:
     def stop(self) -> None:
         """Ends all writers, and keeps none any more."""
         self._stopped.set()
-        self._retention.stop()
         self._thread.join()
         for writer in (*self._writers.values(), *self._stats_writers.values()):
             with contextlib.suppress(RayActorError, GetTimeoutError):

@@ -16,6 +16,7 @@ import pyarrow.parquet
 import sqlalchemy
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
+from app.artifacts import file_system
 from app.errors import MantaError, SettingsError
 from app.events.import_columns import IDS
 
@@ -67,12 +68,7 @@ class FileSource:
             raise MantaError(f"import: {self.path}: not readable: {str(error).partition(chr(10))[0]}") from None
 
     def _files(self) -> tuple[pa.fs.FileSystem, list[str]]:
-        if self.filesystem is not None:
-            filesystem, path = self.filesystem, self.path
-        elif "://" in self.path:
-            filesystem, path = pa.fs.FileSystem.from_uri(self.path)
-        else:
-            filesystem, path = pa.fs.LocalFileSystem(), str(Path(self.path).absolute())
+        filesystem, path = (self.filesystem, self.path) if self.filesystem is not None else file_system(self.path)
         found = filesystem.get_file_info(path)
         if found.type == pa.fs.FileType.NotFound:
             raise MantaError(f"import: {self.path}: found nothing there, wanted a file or a folder")

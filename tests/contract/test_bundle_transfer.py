@@ -48,5 +48,5 @@ def test_a_place_that_is_none(written: Path, tmp_path: Path) -> None:
         export_bundle(written, str(tmp_path / "file" / "below"))
     with pytest.raises(BundleError, match="wanted a bundle's folder"):
         import_bundle(str(tmp_path / "nothing"), tmp_path / "bundles")
-    with pytest.raises(MantaError, match="wanted a folder, s3:// or gs://"):
+    with pytest.raises(MantaError, match="wanted a path, s3:// or gs://"):
         import_bundle("nowhere://x", tmp_path / "bundles")

@@ -8,7 +8,9 @@ import pytest
 from app.errors import MantaError
 from app.events.limits import Limits, complaints, refuse_compaction
 from app.events.retention import LogState, nearest
-from deployments.retention import RetentionFile
+from app.settings import Settings
+from app.state.position import Position
+from deployments.retention import RetentionFile, measure_here
 
 HOUR = 3_600_000
 NOW = 1_000 * HOUR
@@ -65,6 +67,24 @@ def test_a_retention_that_is_too_short_is_said() -> None:
     assert "topic events: found retention.ms=3600000 (1 h), wanted kafka.alarm_h=24 h or more" in short
     assert "topic items: found cleanup.policy=delete, wanted compact" in lost
     assert list(complaints({"events": Limits()}, 24)) == []
+
+
+def test_a_node_without_the_lake_says_nothing_about_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[set[str]] = []
+
+    def measure(_: object, readers: dict[str, object]) -> list[object]:
+        asked.append(set(readers))
+        return []
+
+    monkeypatch.setattr("app.events.retention.measure", measure)
+    settings = Settings.model_validate({"kafka": {"bootstrap_servers": "nowhere:1"}})
+    position = Position.create(tmp_path / "state" / "position")
+    measure_here(settings, tmp_path)  # another node: only its own state
+    assert not (tmp_path / "lake").exists()
+    (tmp_path / "lake").mkdir()
+    measure_here(settings, tmp_path)
+    position.close()
+    assert asked == [{"state"}, {"lake", "state"}]
 
 
 def test_a_measurement_is_shown_once(tmp_path: Path) -> None:

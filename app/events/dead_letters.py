@@ -15,8 +15,8 @@ from app.events.schema import DLQ, format_time
 from app.events.topics import bounds
 from app.settings import KafkaSettings
 
-# A dead letter must fit into a message itself; of anything longer the beginning is kept.
-_MAX_RAW = 600_000
+# A dead letter must fit into a message itself, in base64; of anything longer the beginning is kept.
+_MAX_RAW, _MAX_KEY = 600_000, 100_000
 # Before the position in the key of a note that a dead letter was sent back to its topic.
 _REPLAYED = b"replayed:"
 
@@ -56,11 +56,17 @@ def dead_letter_messages(rejected: pa.Table) -> Iterator[tuple[bytes, bytes]]:
             reason=row["reason"],
             detail=row["detail"],
             time=format_time(row["record_time"] * 1000),
-            key=base64.b64encode(row["key"] or b"").decode(),
+            key=base64.b64encode((row["key"] or b"")[: _MAX_KEY + 1]).decode(),  # more than _MAX_KEY: it was cut
             raw=base64.b64encode(raw[:_MAX_RAW]).decode(),
             raw_bytes=len(raw),
         )
         yield str(position).encode(), orjson.dumps(letter.model_dump())
+
+
+def is_whole(letter: Mapping[str, Any]) -> bool:
+    """Whether a dead letter has all of its message: only then it can be sent back."""
+    key, raw = (base64.b64decode(letter[name]) for name in ("key", "raw"))
+    return letter["raw_bytes"] == len(raw) and len(key) <= _MAX_KEY
 
 
 def replay_note(position: Position, moment: str) -> tuple[bytes, bytes]:

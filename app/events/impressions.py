@@ -20,6 +20,7 @@ SHOWN = pa.struct(
     ]
 )
 
+MOST_POSITION = 2**31 - 1  # what the column holds
 _SHOWN_FIELDS = tuple(field.name for field in SHOWN)
 
 IMPRESSION_COLUMNS = pa.schema(
@@ -60,12 +61,17 @@ def _validate(raw: object) -> Impression:
     if isinstance(raw, dict):
         check_version(raw.get("schema_version"))
     try:
-        return Impression.model_validate(raw)
+        found = Impression.model_validate(raw)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        found = short(first.get("input"))
-        raise EventRejected("range", f"{field}: found {found}, wanted {first['msg']}", field) from None
+        field, value = ".".join(str(part) for part in first["loc"]), short(first.get("input"))
+        raise EventRejected("range", f"{field}: found {value}, wanted {first['msg']}", field) from None
+    check_version(found.schema_version)  # also where it came as text
+    for place, item in enumerate(found.items):
+        if item.position > MOST_POSITION:
+            field = f"items.{place}.position"
+            raise EventRejected("range", f"{field}: found {item.position}, wanted at most {MOST_POSITION}", field)
+    return found
 
 
 def _row(topic: str, record: dict[str, Any], found: Impression) -> dict[str, Any]:

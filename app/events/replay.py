@@ -17,7 +17,7 @@ import orjson
 import pyarrow as pa
 
 from app.events.columns import RECORDS
-from app.events.dead_letters import Position, position_in, read_dead_letters, replay_note
+from app.events.dead_letters import Position, is_whole, position_in, read_dead_letters, replay_note
 from app.events.decode import TABLES, decode_topic
 from app.events.entities import ID_FIELDS
 from app.events.producer import EventProducer
@@ -149,7 +149,7 @@ def _fit(
     for letter in letters:
         if topic not in TABLES:
             report.refuse(letter, "topic", f"found topic {topic}, wanted one of {', '.join(TABLES)}")
-        elif letter["raw_bytes"] > len(base64.b64decode(letter["raw"])):
+        elif not is_whole(letter):
             report.cut += 1
         elif versions.later(letter):
             report.superseded += 1

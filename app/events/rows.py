@@ -11,6 +11,9 @@ from app.events.schema import EVENT_FIELDS, Event, EventRejected, validate_event
 from app.settings import EventSettings
 
 _KNOWN = frozenset(EVENT_FIELDS)
+# Arrivals that RFC 3339 can say, in milliseconds: the years 1 to 9999
+FIRST_ARRIVAL, LAST_ARRIVAL = -62_135_596_800_000, 253_402_300_799_000
+_MAX_DETAIL = 1_000  # characters: what was found may be as long as the message
 
 
 def judge_rows(
@@ -44,10 +47,27 @@ def parse_json(value: bytes | None) -> Any:
         raise EventRejected("json", f"not JSON: {error}") from None
 
 
+def check_arrival(record_time: int) -> None:
+    """Refuses a record's timestamp, in milliseconds, that no calendar has.
+
+    Raises:
+        EventRejected: code `range`.
+    """
+    if not FIRST_ARRIVAL <= record_time <= LAST_ARRIVAL:
+        raise odd_arrival(record_time)
+
+
+def odd_arrival(record_time: int) -> EventRejected:
+    """Why a timestamp is refused: microseconds sent as milliseconds, mostly."""
+    found = f"found {record_time} milliseconds since 1970, wanted a time between the years 1 and 9999"
+    return EventRejected("range", f"the record's timestamp: {found}")
+
+
 def rejection(topic: str, record: dict[str, Any], error: EventRejected) -> dict[str, Any]:
-    """A row of `columns.REJECTED`."""
-    place = {name: record[name] for name in ("partition", "offset", "record_time", "key")}
-    detail = error.message.encode("utf-8", "replace").decode()
+    """A row of `columns.REJECTED`; a timestamp that no calendar has becomes the nearest that one has."""
+    place = {name: record[name] for name in ("partition", "offset", "key")}
+    place["record_time"] = min(max(record["record_time"], FIRST_ARRIVAL), LAST_ARRIVAL)
+    detail = error.message[:_MAX_DETAIL].encode("utf-8", "replace").decode()
     return {"topic": topic, **place, "reason": error.code, "detail": detail, "raw": record["value"]}
 
 

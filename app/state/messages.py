@@ -9,8 +9,9 @@ import orjson
 import pyarrow as pa
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
 
-from app.events.columns import RECORDS, decode
-from app.events.rows import parse_json
+from app.events.columns import RECORDS
+from app.events.decode import decode_topic
+from app.events.rows import check_arrival, parse_json
 from app.events.schema import EVENTS, ITEMS, EventRejected, read_columns, validate_event
 from app.settings import EventSettings
 from app.state.batch import Batch, StateEvent
@@ -61,10 +62,7 @@ def _by_columns(messages: Sequence[Message], settings: EventSettings, skipped: C
         ],
         schema=RECORDS,
     )
-    try:
-        decoded = decode(EVENTS, records, settings)
-    except pa.ArrowException:  # no message may stop the others: they are judged one by one
-        return _by_rows(messages, settings, skipped)
+    decoded = decode_topic(EVENTS, records, settings)
     skipped.update(decoded.rejected["reason"].to_pylist())
     return events_of(decoded.events)
 
@@ -74,6 +72,7 @@ def _by_rows(messages: Sequence[Message], settings: EventSettings, skipped: Coun
     for message in messages:
         arrival = _record_time(message)
         try:
+            check_arrival(arrival)
             event = validate_event(parse_json(message.value()), arrival, settings)
         except EventRejected as error:
             skipped[error.code] += 1
@@ -99,6 +98,7 @@ def _by_rows(messages: Sequence[Message], settings: EventSettings, skipped: Coun
 def _columns(messages: Sequence[Message], id_field: str, skipped: Counter[str]) -> Iterable[tuple[str, bytes | None]]:
     for message in messages:
         try:
+            check_arrival(_record_time(message))
             name, columns = read_columns(message.key(), message.value() or b"", id_field)
         except EventRejected as error:
             skipped[error.code] += 1

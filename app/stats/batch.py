@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
 
-from app.events.columns import EVENT_COLUMNS, RECORDS, REJECTED, Decoded
-from app.events.decode import TABLES, decode_topic
+from app.events.columns import EVENT_COLUMNS, RECORDS
+from app.events.decode import decode_topic
 from app.events.impressions import IMPRESSION_COLUMNS
 from app.events.schema import EVENTS, IMPRESSIONS
 from app.settings import EventSettings
@@ -47,7 +47,7 @@ def to_batch(read: Read, settings: EventSettings, *, now_ms: int, partitions: It
     tables = {}
     for topic in TOPICS:
         records = _records([message for message in read.messages if message.topic() == topic], now_ms)
-        decoded = _decode(topic, records, settings)
+        decoded = decode_topic(topic, records, settings)
         tables[topic] = decoded.events
         for reason in decoded.rejected["reason"].to_pylist():
             skipped[reason] = skipped.get(reason, 0) + 1
@@ -59,17 +59,6 @@ def to_batch(read: Read, settings: EventSettings, *, now_ms: int, partitions: It
         skipped=skipped,
         jumps=read.jumps,
     )
-
-
-def _decode(topic: str, records: pa.Table, settings: EventSettings) -> Decoded:
-    """As `decode_topic`; a message that breaks the columns is left out alone and stops no other."""
-    try:
-        return decode_topic(topic, records, settings)
-    except pa.ArrowException:
-        if len(records) == 1:
-            return Decoded(TABLES[topic].empty_table(), REJECTED.empty_table())
-    parts = [_decode(topic, records.slice(place, 1), settings) for place in range(len(records))]
-    return Decoded(*(pa.concat_tables([getattr(part, name) for part in parts]) for name in ("events", "rejected")))
 
 
 def after(table: pa.Table, done: Mapping[int, int]) -> pa.Table:

@@ -14,8 +14,10 @@ from app.state.feed import Read
 class Record:
     """What confluent hands over."""
 
-    def __init__(self, topic: str, offset: int, value: bytes | None, key: bytes = b"k") -> None:
-        self._place, self._value, self._key = (topic, offset), value, key
+    def __init__(
+        self, topic: str, offset: int, value: bytes | None, key: bytes = b"k", arrival: int = 1_700_000_000_000
+    ) -> None:
+        self._place, self._value, self._key, self._arrival = (topic, offset), value, key, arrival
 
     def topic(self) -> str:
         return self._place[0]
@@ -27,7 +29,7 @@ class Record:
         return self._place[1]
 
     def timestamp(self) -> tuple[int, int]:
-        return 1, 1_700_000_000_000
+        return 1, self._arrival
 
     def key(self) -> bytes:
         return self._key
@@ -65,6 +67,23 @@ def test_events_by_rows_and_by_columns(rows_at_most: int, monkeypatch: pytest.Mo
     assert (click.time, click.event_id, click.value != click.value) == (1_700_000_000_000_000, "e", True)
     assert (merge.user_id, merge.session_id, merge.entry) == ("u", "s", None)
     assert (search.event_id, search.entry) == ("events/1/6", None)
+
+
+@pytest.mark.parametrize("rows_at_most", [0, 1000])
+def test_an_arrival_that_no_calendar_has_stops_nothing(rows_at_most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "_ROWS_AT_MOST", rows_at_most)
+    value, nanos = orjson.dumps(GOOD[1]), 1_700_000_000_000_000_000
+    read = Read(
+        [
+            Record("events", 0, value, arrival=nanos),
+            Record("events", 1, value),
+            Record("items", 0, b"{}", arrival=nanos),
+        ]
+    )
+    batch = messages.to_batch(read, EventSettings())
+    assert [event.offset for event in batch.events] == [1]
+    assert not batch.items
+    assert batch.skipped == {"range": 2}
 
 
 def test_items_and_users_put_withdraw_and_skip() -> None:

@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from app.errors import MantaError
 from app.events.columns import RECORDS, decode
-from app.events.import_columns import columns_of, event_values, id_text, plain
-from app.events.import_sources import Row, Source
+from app.events.import_columns import columns_of, event_values, id_text, plain, rows_of
+from app.events.import_csv import Unreadable
+from app.events.import_sources import Rows, Source
 from app.events.schema import EVENTS, ITEMS, USERS, ColumnValue, EventRejected, validate_item, validate_user
 from app.settings import EventSettings
 
@@ -84,9 +85,11 @@ class RowReader:
             MantaError: the source cannot be read.
         """
         for rows in self._source.batches(self._column_map):
-            table = self._renamed(rows if isinstance(rows, pa.Table) else columns_of(rows))
-            values = event_values(table, self._rows if self._source.ordered else None)
-            yield self._checked(values)
+            bad = _unreadable(rows)
+            if not isinstance(rows, pa.Table):
+                rows = columns_of([{} if isinstance(row, Unreadable) else row for row in rows])
+            values = event_values(self._renamed(rows), self._rows if self._source.ordered else None)
+            yield self._checked(values, bad)
             self._count(len(values))
 
     def entities(self) -> Iterator[list[Entity]]:
@@ -97,9 +100,12 @@ class RowReader:
         """
         id_field, validate = ("item_id", validate_item) if self._kind == ITEMS else ("user_id", validate_user)
         for rows in self._source.batches(self._column_map):
-            found: list[Row] = rows.to_pylist() if isinstance(rows, pa.Table) else rows
+            found = rows_of(rows) if isinstance(rows, pa.Table) else rows
             right: list[Entity] = []
             for place, row in enumerate(found):
+                if isinstance(row, Unreadable):
+                    self._refuse(place, *row)
+                    continue
                 columns = {self._column_map.get(name, name): plain(cell) for name, cell in row.items() if _there(cell)}
                 try:
                     right.append(validate(id_text(columns.pop(id_field, None)), columns))
@@ -130,7 +136,7 @@ class RowReader:
             raise MantaError(f"import: found two columns named {twice[0]!r}, wanted one: name them by --column FROM=TO")
         return rows.rename_columns(names)
 
-    def _checked(self, values: pa.Array) -> CheckedEvents:
+    def _checked(self, values: pa.Array, bad: Mapping[int, Unreadable]) -> CheckedEvents:
         count, now = len(values), int(time.time() * 1000)
         columns = [
             pa.array(np.zeros(count, np.int32)),
@@ -141,7 +147,7 @@ class RowReader:
         ]
         decoded = decode(EVENTS, pa.Table.from_arrays(columns, schema=RECORDS), self._settings)
         for row in decoded.rejected.select(["offset", "reason", "detail"]).to_pylist():
-            self._refuse(row["offset"], row["reason"], row["detail"])
+            self._refuse(row["offset"], *bad.get(row["offset"], (row["reason"], row["detail"])))
         right = values if len(decoded.events) == count else values.take(decoded.events["offset"].combine_chunks())
         return CheckedEvents(decoded.events, right)
 
@@ -158,6 +164,13 @@ class RowReader:
             self._first.append(refusal)
         if self._stream is not None:
             self._stream.write(orjson.dumps(refusal) + b"\n")
+
+
+def _unreadable(rows: Rows) -> dict[int, Unreadable]:
+    """Place to what is no row."""
+    if isinstance(rows, pa.Table):
+        return {}
+    return {place: row for place, row in enumerate(rows) if isinstance(row, Unreadable)}
 
 
 def _there(cell: Any) -> bool:

@@ -19,6 +19,8 @@ from app.events.identity import identity_hashes
 from app.events.schema import SCHEMA_VERSION, format_time
 
 IDS = ("event_id", "user_id", "session_id", "item_id", "surface", "request_id", "variant", "bundle")
+_LOCAL_TIME = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?)?$"
+_FAR_US = 9e18
 _CONTROL = r"[\x00-\x1f]"
 _UNREADABLE = "!"  # stands for what JSON has no form for: the row is refused
 _JSON = pa.json_(pa.string())  # cells that are written already
@@ -26,8 +28,52 @@ _JSON = pa.json_(pa.string())  # cells that are written already
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Rows as columns; cells that have no single plain type (mixed, lists, objects) are JSON already."""
-    names = list(dict.fromkeys(chain.from_iterable(rows)))
+    names = list(dict.fromkeys(chain.from_iterable(rows))) or ["event_type"]  # without a column there are no rows
     return pa.table({name: _column(name, [row.get(name) for row in rows]) for name in names})
+
+
+def rows_of(table: pa.Table) -> list[dict[str, Any]]:
+    """Columns as rows; cells of JSON are read."""
+    columns = [_cells(table[name].combine_chunks()) for name in table.column_names]
+    return [dict(zip(table.column_names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
+def json_cells(texts: pa.Array) -> pa.Array:
+    """A column of cells that are JSON already."""
+    return pa.ExtensionArray.from_storage(_JSON, texts)
+
+
+def text_cells(column: pa.Array) -> pa.Array:
+    """JSON of text."""
+    return _strings(column, _dumped)
+
+
+def time_cells(column: pa.Array) -> pa.Array:
+    """JSON of times: RFC 3339; numbers are seconds since 1970, above 1e11 milliseconds."""
+    if not pa.types.is_timestamp(column.type):
+        numbers = column.cast(pa.float64())
+        scale = pc.if_else(pc.greater(pc.abs(numbers), 1e11), 1_000.0, 1_000_000.0)
+        scaled = pc.round(pc.multiply(numbers, scale))
+        far = pc.not_equal(pc.less(pc.abs(scaled), _FAR_US), True)  # no time at all: refused as text
+        column = pc.if_else(far, None, scaled).cast(pa.int64()).cast(pa.timestamp("us"))
+        if pc.any(far).as_py():
+            return pc.coalesce(time_cells(column), _quoted(numbers.cast(pa.string())))
+    micros = column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(pa.int64())
+    seconds = pc.floor(pc.divide(micros.cast(pa.float64(), safe=False), 1e6)).cast(pa.int64())
+    odd = pc.not_equal(pc.multiply(seconds, 1_000_000), micros)
+    texts = seconds.cast(pa.timestamp("s")).cast(pa.string())
+    if pc.any(odd).as_py():
+        texts = pc.if_else(odd, micros.cast(pa.timestamp("us")).cast(pa.string()), texts)
+    return _quoted(pc.binary_join_element_wise(pc.replace_substring(texts, " ", "T"), "Z", ""))
+
+
+def local_times(texts: pa.StringArray) -> pa.Array:
+    """JSON of text that is a date or a time without a zone, in UTC; null where it is none."""
+    shaped = pc.if_else(pc.match_substring_regex(texts, _LOCAL_TIME), texts, None)
+    try:
+        return time_cells(shaped.cast(pa.timestamp("us")))
+    except pa.ArrowInvalid:  # one of them is no day or no hour
+        return time_cells(pa.array([_local_time(text) for text in shaped.to_pylist()], pa.timestamp("us")))
 
 
 def event_values(rows: pa.Table, first: int | None) -> pa.Array:
@@ -78,7 +124,21 @@ def _column(name: str, cells: list[Any]) -> pa.Array:
         column = None
     if column is not None and _is_plain(column.type):
         return column
-    return pa.ExtensionArray.from_storage(_JSON, pa.array([_cell(name, cell) for cell in cells], pa.string()))
+    return json_cells(pa.array([_cell(name, cell) for cell in cells], pa.string()))
+
+
+def _cells(column: pa.Array) -> list[Any]:
+    if not isinstance(column.type, pa.JsonType):
+        found: list[Any] = column.to_pylist()
+        return found
+    return [None if text is None else orjson.loads(text) for text in column.storage.to_pylist()]
+
+
+def _local_time(text: str | None) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text) if text is not None else None
+    except ValueError:
+        return None
 
 
 def _is_plain(kind: pa.DataType) -> bool:
@@ -145,13 +205,13 @@ def _texts(name: str, column: pa.Array) -> pa.Array:
     if name in IDS and number:
         return _quoted(_whole(column).cast(pa.string()))
     if name == "event_time" and (number or pa.types.is_timestamp(kind)):
-        return _times(column)
+        return time_cells(column)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return _strings(column.cast(pa.string()), _embedded if name == "context" else _dumped)
     if number or pa.types.is_boolean(kind):
         return column.cast(pa.string())
     if pa.types.is_timestamp(kind):
-        return _times(column)
+        return time_cells(column)
     return pa.array([None if cell is None else _dumped(cell) for cell in column.to_pylist()], pa.string())
 
 
@@ -163,24 +223,6 @@ def _whole(column: pa.Array) -> pa.Array:
     whole = pc.and_(pc.equal(column, pc.floor(column)), pc.less(pc.abs(column), 2.0**53))
     integers = pc.if_else(whole, column, 0.0).cast(pa.int64()).cast(pa.string())
     return pc.if_else(whole, integers, texts)
-
-
-def _times(column: pa.Array) -> pa.Array:
-    """RFC 3339, quoted; numbers are seconds since 1970, above 1e11 milliseconds."""
-    if not pa.types.is_timestamp(column.type):
-        numbers = column.cast(pa.float64())
-        scale = pc.if_else(pc.greater(pc.abs(numbers), 1e11), 1_000.0, 1_000_000.0)
-        scaled = pc.round(pc.multiply(numbers, scale))
-        if pc.any(pc.greater(pc.abs(scaled), 9e18)).as_py():  # no time at all: refused as text
-            return _quoted(numbers.cast(pa.string()))
-        column = scaled.cast(pa.int64()).cast(pa.timestamp("us"))
-    micros = column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(pa.int64())
-    seconds = pc.floor(pc.divide(micros.cast(pa.float64()), 1e6)).cast(pa.int64())
-    odd = pc.not_equal(pc.multiply(seconds, 1_000_000), micros)
-    texts = seconds.cast(pa.timestamp("s")).cast(pa.string())
-    if pc.any(odd).as_py():
-        texts = pc.if_else(odd, micros.cast(pa.timestamp("us")).cast(pa.string()), texts)
-    return _quoted(pc.binary_join_element_wise(pc.replace_substring(texts, " ", "T"), "Z", ""))
 
 
 def _strings(column: pa.Array, one: Callable[[Any], str]) -> pa.Array:

@@ -2,15 +2,14 @@
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import orjson
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.fs
 import pyarrow.parquet
 import sqlalchemy
@@ -18,9 +17,10 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from app.artifacts import file_system
 from app.errors import MantaError, SettingsError
-from app.events.import_columns import IDS
+from app.events.import_csv import Unreadable, csv_rows
 
 Row = dict[str, Any]
+Rows: TypeAlias = pa.Table | Sequence[Row | Unreadable]
 _BATCH = 20_000
 _SUFFIXES = (".parquet", ".csv", ".jsonl", ".ndjson", ".json")
 
@@ -33,7 +33,7 @@ class Source(Protocol):
         """Whether the rows always come in the same order, so that a row's place is part of what it is."""
         ...
 
-    def batches(self, column_map: Mapping[str, str]) -> Iterator[pa.Table | list[Row]]:
+    def batches(self, column_map: Mapping[str, str]) -> Iterator[Rows]:
         """The rows, in pieces of bounded size.
 
         Args:
@@ -58,7 +58,7 @@ class FileSource:
     filesystem: pa.fs.FileSystem | None = None
     ordered: bool = True
 
-    def batches(self, column_map: Mapping[str, str]) -> Iterator[pa.Table | list[Row]]:
+    def batches(self, column_map: Mapping[str, str]) -> Iterator[Rows]:
         """As `Source.batches`."""
         try:
             filesystem, files = self._files()
@@ -86,32 +86,23 @@ def _suffix(path: str) -> str | None:
     return next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), None)
 
 
-def _file_batches(
-    filesystem: pa.fs.FileSystem, path: str, column_map: Mapping[str, str]
-) -> Iterator[pa.Table | list[Row]]:
+def _file_batches(filesystem: pa.fs.FileSystem, path: str, column_map: Mapping[str, str]) -> Iterator[Rows]:
     match _suffix(path):
         case ".parquet":
             for batch in pa.parquet.ParquetFile(filesystem.open_input_file(path)).iter_batches(_BATCH):
                 yield pa.Table.from_batches([batch])
         case ".csv":
-            texts = {name: pa.string() for name in [*IDS, *column_map] if column_map.get(name, name) in IDS}
-            read = pa.csv.ReadOptions(block_size=4_000_000)
-            convert = pa.csv.ConvertOptions(
-                strings_can_be_null=True, null_values=["", "NULL", "null", "NaN"], column_types=texts
-            )
-            with filesystem.open_input_stream(path) as stream:  # unpacks by the name's ending
-                for batch in pa.csv.open_csv(stream, read_options=read, convert_options=convert):
-                    yield pa.Table.from_batches([batch])
+            yield from csv_rows(lambda: filesystem.open_input_stream(path), column_map)  # unpacks by the ending
         case None:
             raise MantaError(f"import: {path}: wanted {', '.join(_SUFFIXES)}")
         case _:
             with filesystem.open_input_stream(path) as stream:
-                yield from _lines(path, stream)
+                yield from _lines(stream)
 
 
-def _lines(path: str, stream: Any) -> Iterator[list[Row]]:
-    rows: list[Row] = []
-    for number, line in enumerate(io.BufferedReader(stream), 1):
+def _lines(stream: Any) -> Iterator[list[Row | Unreadable]]:
+    rows: list[Row | Unreadable] = []
+    for line in io.BufferedReader(stream):
         if not line.strip():
             continue
         try:
@@ -119,7 +110,7 @@ def _lines(path: str, stream: Any) -> Iterator[list[Row]]:
         except orjson.JSONDecodeError:
             row = None
         if not isinstance(row, dict):
-            raise MantaError(f"import: {path}: line {number}: found {line[:40]!r}, wanted a JSON object")
+            row = Unreadable("json", f"found {line[:40]!r}, wanted a JSON object")
         rows.append(row)
         if len(rows) == _BATCH:
             yield rows
@@ -146,7 +137,7 @@ class SqlSource:
     last: Any = None
     ordered: bool = field(default=False, init=False)
 
-    def batches(self, column_map: Mapping[str, str]) -> Iterator[pa.Table | list[Row]]:
+    def batches(self, column_map: Mapping[str, str]) -> Iterator[Rows]:
         """As `Source.batches`; ids are taken as the database types them."""
         del column_map
         try:

@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from app.errors import MantaError, SettingsError
-from app.events import importing
+from app.events import import_csv, importing
 from app.events.import_columns import columns_of, event_values
 from app.events.import_sources import FileSource, LastValues, Row, Source, SqlSource
 from app.events.importing import import_rows
@@ -143,6 +143,66 @@ def test_refused_rows_are_counted_named_and_written(tmp_path: Path) -> None:
     written = [json.loads(line) for line in (tmp_path / "refused.jsonl").read_text().splitlines()]
     assert [(one["row"], one["reason"]) for one in written] == [(2, "missing"), (3, "range")]
     assert report["first_refused"] == written
+
+
+ODD = """user_id,item_id,value,event_time,page,note
+u0,i,n/a,2020-01-01T00:00:00Z,1,
+u1,i,4.50,1476640644,2,
+u2,i
+"u
+3",i,3,-62135596800,03,
+u4,i,,2020-01-01 10:00,x,7
+u5,i,1,1e20,,
+u6,i,1,2020-02-30,,"a,b"
+u7,i,1,0,1,,,
+"""
+
+
+def test_an_odd_row_of_a_file_is_refused_alone_and_no_other_row_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "odd.csv"
+    path.write_text(ODD)
+    report = import_rows(FileSource(str(path)), "events", {}, SETTINGS)
+    reasons = [(one["row"], one["reason"]) for one in report["first_refused"]]
+    assert sorted(reasons) == [(1, "type"), (3, "columns"), (6, "range"), (7, "range"), (8, "columns")]
+    assert (report["rows"], report["sent"]) == (8, 3)
+    whole = {body["user_id"]: body for _, body in Topic.sent}
+    assert {user: (body.get("value"), body["event_time"]) for user, body in whole.items()} == {
+        "u1": (4.5, "2016-10-16T17:57:24Z"),
+        "u\n3": (3, "0001-01-01T00:00:00Z"),
+        "u4": (None, "2020-01-01T10:00:00Z"),
+    }
+    assert [whole[user].get("page") for user in ("u1", "u\n3", "u4")] == ["2", "03", "x"]  # 03 is no number
+    with monkeypatch.context() as patch:
+        patch.setattr(import_csv, "_BLOCK_BYTES", 64)  # a row or two a block
+        in_blocks = import_rows(FileSource(str(path)), "events", {}, SETTINGS)
+    assert in_blocks["first_refused"] == sorted(report["first_refused"], key=lambda one: one["row"])
+    assert {body["user_id"] for _, body in Topic.sent} == whole.keys()
+    path.write_text(ODD.replace("n/a", "2").replace("u2,i\n", "u2,i,,,,\n"))  # mended: the others stay the same
+    assert import_rows(FileSource(str(path)), "events", {}, SETTINGS)["refused"] == 3
+    mended = {body["user_id"]: body["event_id"] for _, body in Topic.sent}
+    assert {user: mended[user] for user in whole} == {user: body["event_id"] for user, body in whole.items()}
+
+
+def test_columns_of_items_are_what_their_first_rows_look_like(tmp_path: Path) -> None:
+    rows = [f"{n},{1900 + n},{'true' if n % 2 else 'FALSE'},{n}0,Film {n}" for n in range(1, 20)]
+    path = tmp_path / "items.csv"
+    path.write_text("\n".join(["item_id,year,on,zip,title", *rows, "20,n/a,maybe,01234,1984"]))
+    found = dict(sent(FileSource(str(path)), "items", {}))
+    assert found[b"1"] == {"schema_version": 1, "year": 1901, "on": True, "zip": "10", "title": "Film 1"}
+    assert found[b"20"] == {"schema_version": 1, "year": "n/a", "on": "maybe", "zip": "01234", "title": "1984"}
+
+
+def test_a_line_that_is_no_object_is_refused_alone(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"user_id":"a","item_id":"i"}\nnot json\n\n[1]\n{"user_id":"b","item_id":"i","value":NaN}\n{}\n')
+    report = import_rows(FileSource(str(path)), "events", {}, SETTINGS)
+    refused = [(one["row"], one["reason"]) for one in report["first_refused"]]
+    assert (report["rows"], report["sent"], refused) == (5, 1, [(2, "json"), (3, "json"), (4, "json"), (5, "missing")])
+    path.write_text('{"item_id":"i"}\nnot json\n')
+    report = import_rows(FileSource(str(path)), "items", {}, SETTINGS)
+    assert (report["sent"], report["reasons"]) == (1, {"json": 1})
 
 
 def test_items_are_taken_with_numbers_as_ids_and_nothing_where_a_file_has_nan(tmp_path: Path) -> None:

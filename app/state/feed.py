@@ -15,6 +15,7 @@ from app.events.ranges import TopicBounds
 from app.events.schema import EVENTS, ITEMS, USERS
 from app.events.topics import bounds
 from app.settings import KafkaSettings
+from app.state.arrivals import Arrivals
 
 TOPICS = (EVENTS, ITEMS, USERS)
 _REFRESH_S = 5.0  # how soon a new partition is noticed
@@ -66,6 +67,7 @@ class StateFeed:
         self._moved = Read()
         self.topic_ids = topic_ids
         self._assigned: set[Place] = set()
+        self._arrivals = Arrivals()
         self._ends: dict[Place, int] = {}  # as the last comparison found them
         self._suspect = True  # whether offsets must be compared with the log before anything is read
         self._looked = 0.0
@@ -118,6 +120,7 @@ class StateFeed:
         if error is None:
             if message.offset() >= upto:
                 read.messages.append(message)
+                self._arrivals.saw(place, message)
                 read.offsets[place] = message.offset() + 1
         elif error.code() == KafkaError._PARTITION_EOF:
             if message.offset() > upto:  # transaction markers, or what compaction took out at the end
@@ -143,6 +146,10 @@ class StateFeed:
                 heard = -1
             behind[place] = max(0, max(heard, ends.get(place, 0)) - self._next.get(place, 0))
         return behind
+
+    def reached_ms(self, topic: str) -> int | None:
+        """When the oldest message arrived that may still be read of a topic (`app.state.arrivals`); None: not known."""
+        return self._arrivals.reached_ms(topic, self.behind())
 
     @property
     def connected(self) -> bool:

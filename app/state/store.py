@@ -116,17 +116,20 @@ class StateStore:
         self._offsets, self._sequence, self._watermark, self._moves = offsets, sequence, watermark, moves
         return self.published()
 
-    def forget_identities(self, now_ms: int) -> int:
-        """Looks at the next few identities and forgets those that nothing that arrives from now on can equal.
+    def forget_identities(self, reached_ms: int) -> int:
+        """Looks at the next few identities and forgets those that nothing that is still to be read can equal.
 
-        Call it now and then while the log is nearly read. Twice the horizon is kept, for clocks that differ. Each
-        call looks at twice as many as have come since the last, so that the expired are never most of them.
+        Call it now and then. Twice the horizon is kept, for clocks that differ. Each call looks at twice as many as
+        have come since the last, so that the expired are never most of them.
+
+        Args:
+            reached_ms: when what is still to be read arrived at the earliest (`app.state.arrivals`).
 
         Returns:
             How many were forgotten.
         """
         family, limit = self._families[layout.SEEN], max(_LEAST_LOOKED_AT, 2 * self._new_identities)
-        oldest, write, self._new_identities = now_ms - 2 * self._horizon_ms, WriteBatch(raw_mode=True), 0
+        oldest, write, self._new_identities = reached_ms - 2 * self._horizon_ms, WriteBatch(raw_mode=True), 0
         for looked, (key, arrivals) in enumerate(family.items(from_key=self._next_identity), 1):
             self._next_identity = key
             if max(arrival for (arrival,) in _I64.iter_unpack(arrivals)) < oldest:
@@ -191,11 +194,11 @@ class StateStore:
         """
         if self._erased == erased.version and not self._erasing:
             return None
-        unfinished = self._erasing
-        published = self.erase(who_of(self._families, erased))
+        unfinished, who = self._erasing, who_of(self._families, erased)
+        published = self.erase(who) if who else self.published()
         if unfinished:
             self._compact([(name, None, None) for name in layout.FAMILIES])
-        self._erased = erased.version
+        self._erased, self._erasing = erased.version, False
         return self._note_erased(published)
 
     def _events_topic(self) -> tuple[str, bool]:

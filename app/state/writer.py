@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import StateUnavailable
+from app.events.schema import EVENTS
 from app.settings import Settings
 from app.state.checkpoint import make_checkpoint, restore_newest
 from app.state.feed import StateFeed
@@ -21,7 +22,6 @@ _POLL_S = 0.1
 _LOOK_S = 0.5  # lag, and whether another database was chosen
 _LOCK_S = 0.05
 _REACH_S = 10.0
-_NEARLY_READ = 100_000  # messages: what is still to come has arrived within days
 _OLD_S = 60.0  # by then every replica that answers has followed to the database in use
 
 log = logging.getLogger("manta.state")
@@ -132,8 +132,8 @@ class StateWriterLoop:
         position.beat(sum(self._lag.values()) if feed.connected else -1)
         if self._paths.checkpoint_wanted.exists():
             make_checkpoint(store, self._paths)
-        if feed.connected and sum(self._lag.values()) < _NEARLY_READ:
-            store.forget_identities(int(time.time() * 1000))
+        if feed.connected and (reached := feed.reached_ms(EVENTS)) is not None:
+            store.forget_identities(reached)
         store.drop_expired()
         return current_generation(self._paths.databases)
 

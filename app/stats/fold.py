@@ -137,9 +137,9 @@ class StatsFold:
         found = {"as_of": now, "surfaces": self._trending.lists(self._held, now)}
         self._held.write({META: {LISTS: orjson.dumps(found)}})
 
-    def forget_identities(self, now_ms: int) -> int:
+    def forget_identities(self, reached_ms: int) -> int:
         """As `Identities.forget`."""
-        return self._identities.forget(self._held, now_ms)
+        return self._identities.forget(self._held, reached_ms)
 
     # --- the parts of a batch
 

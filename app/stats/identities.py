@@ -41,13 +41,14 @@ class Identities:
             self._new += 1
         return repeated
 
-    def forget(self, held: Held, now_ms: int) -> int:
-        """Looks at the next few identities and forgets those that nothing arriving from now on can equal; how many.
+    def forget(self, held: Held, reached_ms: int) -> int:
+        """Looks at the next few identities and forgets those that nothing still to be read can equal; how many.
 
-        Call it now and then while the log is nearly read. Twice the horizon is kept, for clocks that differ.
+        Call it now and then; what is still to be read arrived at `reached_ms` or later (`app.state.arrivals`). Twice
+        the horizon is kept, for clocks that differ.
         """
         limit, self._new = max(_LEAST_LOOKED_AT, 2 * self._new), 0
-        oldest, gone = now_ms - 2 * self._horizon_ms, []
+        oldest, gone = reached_ms - 2 * self._horizon_ms, []
         for looked, (key, arrivals) in enumerate(held.scan(SEEN, self._next, _END), 1):
             self._next = key
             if max(arrival for (arrival,) in _I64.iter_unpack(arrivals)) < oldest:

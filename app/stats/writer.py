@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import StateUnavailable
+from app.events.schema import EVENTS
 from app.settings import Settings
 from app.state.feed import StateFeed
 from app.stats.batch import TOPICS, Place, StatsBatch, to_batch
@@ -20,7 +21,6 @@ from app.stats.store import RocksHeld, StatsPaths
 
 _POLL_S = 0.1
 _LOCK_S = 0.05
-_NEARLY_READ = 100_000  # messages: what is still to come has arrived within days
 _LEAST_BETWEEN_LISTS_S = 1.0
 _SHARE_OF_LISTS = 0.05  # of the time goes into the lists of trending items at most
 
@@ -119,8 +119,8 @@ class StatsWriterLoop:
         idle = [place for place, left in behind.items() if not left and now - self._heard[place] > idle_s]
         if fold.held_back_by(behind, idle):
             fold.apply(StatsBatch(partitions=behind, idle=idle), now_us=time.time_ns() // 1000)
-        if sum(self._lag.values()) < _NEARLY_READ:
-            fold.forget_identities(int(time.time() * 1000))
+        if (reached := feed.reached_ms(EVENTS)) is not None:
+            fold.forget_identities(reached)
         if self._changed and now >= self._list_at:
             fold.list_trending()
             took = time.monotonic() - now

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from app.events.schema import EVENTS
 
 Hashes = NDArray[np.uint64]
+_Run = tuple[Hashes, NDArray[np.int64]]
 
 _PRIME_A, _PRIME_B = np.uint64(0x9E3779B185EBCA87), np.uint64(0xC2B2AE3D27D4EB4F)
 _SEED_A, _SEED_B = np.uint64(0x27D4EB2F165667C5), np.uint64(0x165667B19E3779F9)
@@ -80,6 +81,12 @@ def _mix(value: Hashes, prime: np.uint64, shift: np.uint64) -> Hashes:
     return mixed
 
 
+def _merged(one: _Run, other: _Run) -> _Run:
+    hashes, times = np.concatenate([one[0], other[0]]), np.concatenate([one[1], other[1]])
+    order = np.argsort(hashes[:, 0], kind="stable")
+    return hashes[order], times[order]
+
+
 class SeenEvents:
     """Identities of accepted events with their arrival, in sorted runs: 24 bytes an event.
 
@@ -89,25 +96,33 @@ class SeenEvents:
 
     def __init__(self, horizon_ms: int) -> None:
         self.horizon_ms = horizon_ms
-        self._runs: list[tuple[Hashes, NDArray[np.int64]]] = []
+        self._runs: list[_Run] = []
 
     def __len__(self) -> int:
         return sum(len(times) for _, times in self._runs)
 
     def add(self, hashes: Hashes, times: NDArray[np.int64]) -> None:
         """Remembers accepted events: uint64 (n, 2) and arrival in milliseconds (n,)."""
-        if len(times):
-            order = np.argsort(hashes[:, 0], kind="stable")
-            self._runs.append((hashes[order], times[order]))
-        if len(self._runs) > 8:
-            runs, self._runs = self._runs, []
-            self.add(np.concatenate([run[0] for run in runs]), np.concatenate([run[1] for run in runs]))
+        if not len(times):
+            return
+        order = np.argsort(hashes[:, 0], kind="stable")
+        run = hashes[order], times[order]
+        # Each run is at least twice the next: few runs, and a small addition never sorts everything again
+        while self._runs and len(self._runs[-1][1]) < 2 * len(run[1]):
+            run = _merged(self._runs.pop(), run)
+        self._runs.append(run)
 
     def forget_before(self, time_ms: int) -> None:
-        """Drops what can match no event that arrived at `time_ms` or later."""
-        least = time_ms - self.horizon_ms
-        kept = [(hashes[times >= least], times[times >= least]) for hashes, times in self._runs]
-        self._runs = [(hashes, times) for hashes, times in kept if len(times)]
+        """Drops what can match no event that arrived at `time_ms` or later, where that is a tenth of a run or more."""
+        least, kept = time_ms - self.horizon_ms, []
+        for hashes, times in self._runs:
+            fresh = times >= least
+            some = np.count_nonzero(fresh)
+            if some > 0.9 * len(times):
+                kept.append((hashes, times))
+            elif some:
+                kept.append((hashes[fresh], times[fresh]))
+        self._runs = kept
 
     def duplicates(
         self, hashes: Hashes, times: NDArray[np.int64], never: NDArray[np.bool_] | None = None

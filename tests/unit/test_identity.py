@@ -34,6 +34,29 @@ def test_hashes_do_not_depend_on_the_place_in_the_column() -> None:
     assert (identity_hashes(part, part, part) == whole[40:60]).all()
 
 
+def test_what_is_added_bit_by_bit_lies_in_few_runs_of_which_the_large_ones_stay() -> None:
+    seen = SeenEvents(1000)
+    column = pa.chunked_array([pa.array([f"e{number}" for number in range(5000)])])
+    rows, times = identity_hashes(column, column, column), np.zeros(5000, np.int64)
+    seen.add(rows[:4000], times[:4000])
+    (large,) = seen._runs
+    for number in range(4000, 5000):
+        seen.add(rows[number : number + 1], times[:1])
+    assert seen._runs[0] is large
+    assert len(seen._runs) <= 12
+    assert len(seen) == 5000
+    assert seen.duplicates(rows, times).all()
+
+
+def test_what_nothing_can_match_any_more_goes_once_it_is_worth_it() -> None:
+    seen = SeenEvents(10)
+    column = pa.chunked_array([pa.array([f"e{number}" for number in range(100)])])
+    seen.add(identity_hashes(column, column, column), np.arange(100))
+    for now, left in ((15, 100), (40, 70), (45, 70), (200, 0)):
+        seen.forget_before(now)
+        assert len(seen) == left
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 30)), max_size=12), max_size=4),

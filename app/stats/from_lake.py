@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from app.events.schema import EVENTS, IMPRESSION, IMPRESSIONS, MERGE
+from app.events.schema import EVENTS, IMPORT_PARTITION, IMPRESSION, IMPRESSIONS, MERGE
 from app.events.watermarks import Times, Watermarks
 from app.events.window_merge import key_codes
 from app.events.windows import Hopping, WindowFold
@@ -78,11 +78,13 @@ def fold_tables(impressions: pa.Table, events: pa.Table, settings: Settings, win
 
 
 def _timely(rows: pa.Table, time: str, lateness_us: int) -> pa.Table:
-    """The rows that were not late on their partition."""
+    """The rows that were not late on their partition; imported ones came in no order of time, and are never late."""
     rows = rows.sort_by([(name, "ascending") for name in _PLACE])
-    times: Times = rows[time].cast(pa.int64()).to_numpy()
-    late = Watermarks(lateness_us, streams=()).advance(times, rows["partition"].to_numpy().astype(np.int32))
-    return rows.filter(pa.array(~late))
+    imported = int(pc.sum(pc.equal(rows["partition"], IMPORT_PARTITION)).as_py() or 0)  # the lowest: they stand first
+    read = rows.slice(imported)
+    times: Times = read[time].cast(pa.int64()).to_numpy()
+    late = Watermarks(lateness_us, streams=()).advance(times, read["partition"].to_numpy().astype(np.int32))
+    return pa.concat_tables([rows.slice(0, imported), read.filter(pa.array(~late))])
 
 
 def _by_request(answers: pa.Table, reactions: pa.Table) -> Iterator[tuple[pa.Table, pa.Table]]:

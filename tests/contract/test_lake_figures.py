@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from app.events.columns import EVENT_COLUMNS
 from app.events.impressions import IMPRESSION_COLUMNS
-from app.events.schema import EVENTS, IMPRESSIONS, format_time
+from app.events.schema import EVENTS, IMPORT_PARTITION, IMPRESSIONS, format_time
 from app.events.windows import tumbling
 from app.lake import figures as lake_figures
 from app.lake.commit import Progress, append
@@ -25,7 +25,7 @@ from app.stats.batch import StatsBatch
 from app.stats.counters import DAY_US, HOUR_US
 from app.stats.final import FigureKeeper, final_rows, write_rows
 from app.stats.fold import StatsFold
-from app.stats.from_lake import figures_of_lake
+from app.stats.from_lake import figures_of_lake, fold_tables
 from app.stats.held import HOURS, MemoryHeld
 from app.stats.reader import StatsReader
 from app.stats.store import RocksHeld, StatsPaths
@@ -198,3 +198,11 @@ def test_the_batch_job_over_the_lake_gives_the_same_and_any_size(
     assert [row["impressions"] for row in windows] == [24] * 5  # from 6, 9, 12, 15 and 18 o'clock
     wrong = CliRunner().invoke(manta, ["lake", "figures", "--size", "six"])
     assert "15m or 7d" in str(wrong.exception)
+
+
+@pytest.mark.parametrize(("partition", "counted"), [(0, 1), (IMPORT_PARTITION, 30)])
+def test_rows_of_an_import_are_late_in_no_order(partition: int, counted: int) -> None:
+    events, impressions = map(pa.concat_tables, zip(*map(messages, range(30)), strict=True))
+    rows = [row | {"partition": partition, "offset": -row["offset"]} for row in events.to_pylist()]
+    found = fold_tables(impressions, pa.Table.from_pylist(rows, EVENT_COLUMNS), SETTINGS, tumbling(DAY_US))
+    assert sum(row["clicks"] for row in found.to_pylist() if not row["by_source"]) == counted

@@ -4,6 +4,7 @@ from typing import Any
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from app.events.columns import MICROS, REJECTED, Decoded
 from app.events.rows import rejection
@@ -56,16 +57,23 @@ def decode_entities(topic: str, records: pa.Table) -> Decoded:
 def latest_versions(topic: str, stood: pa.Table, changes: pa.Table) -> pa.Table:
     """The table after the changes: one row an id; a withdrawn item keeps the columns that it had last, a user none.
 
+    Where partitions were added an id may have versions in two: of those the one that arrived last stands.
+
     Args:
         topic: `items` or `users`.
         stood: ENTITY_COLUMNS of the topic, one row an id.
-        changes: the same, any number of versions; of one id in offset order (an id has one partition).
+        changes: the same, any number of versions; within a partition in offset order.
     """
     id_field = ID_FIELDS[topic]
-    rows: dict[str, dict[str, Any]] = {row[id_field]: row for row in stood.to_pylist()}
+    touched = pc.is_in(stood[id_field], value_set=changes[id_field].combine_chunks())
+    rows: dict[str, dict[str, Any]] = {row[id_field]: row for row in stood.filter(touched).to_pylist()}
     for row in changes.to_pylist():
-        before = rows.get(row[id_field])
-        if topic == ITEMS and row["columns"] is None and before is not None:
-            row["columns"] = before["columns"]
-        rows[row[id_field]] = row
-    return pa.Table.from_pylist(list(rows.values()), ENTITY_COLUMNS[topic])
+        last, before = row, rows.get(row[id_field])
+        if before is not None:
+            elsewhere = before["partition"] != row["partition"]
+            last, other = (before, row) if elsewhere and before["record_time"] > row["record_time"] else (row, before)
+            if topic == ITEMS and last["columns"] is None:
+                last["columns"] = other["columns"]
+        rows[row[id_field]] = last
+    changed = pa.Table.from_pylist(list(rows.values()), ENTITY_COLUMNS[topic])
+    return pa.concat_tables([stood.filter(pc.invert(touched)), changed])

@@ -112,6 +112,24 @@ def test_the_latest_version_stands_and_a_withdrawn_item_keeps_its_columns(
     assert (row["available"], row["columns"], row["offset"]) == (False, kept, 2)
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_of_versions_in_two_partitions_the_one_that_arrived_last_stands(at_once: bool) -> None:
+    schema = ENTITY_COLUMNS[ITEMS]
+    place = {"item_id": "1", "topic": ITEMS}
+    new = {"available": True, "columns": '{"a":2}', "partition": 0, "offset": 0, "record_time": 9_000_000}
+    old = {"available": True, "columns": '{"a":1}', "partition": 3, "offset": 7, "record_time": 8_000_000}
+    gone = {"available": False, "columns": None, "partition": 0, "offset": 1, "record_time": 9_500_000}
+    other = pa.Table.from_pylist([place | old | {"item_id": "2"}], schema)
+    for first, wanted in ((new, '{"a":2}'), (gone, '{"a":1}')):
+        versions = [pa.Table.from_pylist([place | row], schema) for row in (first, old)]
+        stood = other
+        for change in [pa.concat_tables(versions)] if at_once else versions:
+            stood = latest_versions(ITEMS, stood, change)
+        found = {row["item_id"]: row for row in stood.to_pylist()}
+        assert (found["1"]["available"], found["1"]["columns"]) == (first["available"], wanted)
+        assert found["2"] == other.to_pylist()[0]
+
+
 def test_export_writes_every_table(lake: Lake, tmp_path: Path) -> None:
     add(lake, events([1, 7]), 2)
     assert export(lake, tmp_path / "out") == {"events": 2, "figures": 0, "impressions": 0, "items": 0, "users": 0}

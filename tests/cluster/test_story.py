@@ -1,6 +1,7 @@
 """The whole system as its first users meet it, through the outside doors alone, on Apache Kafka and real ratings."""
 
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -112,6 +113,7 @@ def test_the_story(up: Run, tmp_path: Path) -> None:
     first = _a_sweep_becomes_an_endpoint(up, tmp_path / "small.yaml")
     _answers_are_fresh(up)
     _items_come_and_go(up, items)
+    _a_file_goes_straight_into_the_lake(up, tmp_path / "older.jsonl")
     _a_worse_bundle_is_refused_and_can_be_taken_back(up, tmp_path / "worse.yaml", first)
     _it_says_what_it_is_and_leaves_nothing(up)
 
@@ -195,6 +197,34 @@ def _items_come_and_go(run: Run, items: list[Json]) -> None:
     assert ask(run, "GET", f"/v1/items/{best}")[1]["available"] is False
 
 
+def _a_file_goes_straight_into_the_lake(run: Run, file: Path) -> None:
+    """What happened earlier stands in its place of a running system's histories once the state is rebuilt."""
+    before = [item["item_id"] for item in ask(run, "GET", "/v1/users/member/history")[1]["items"]]
+    older = recommended(run, surface="trending", k=2)
+    rows = [
+        {"user_id": "member", "item_id": item, "event_time": f"2016-01-0{day}T00:00:00Z"}
+        for day, item in enumerate(older, 1)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = told(run, "import", str(file), "--to", "lake")
+    assert (report["written"], report["duplicates"], report["refused"]) == (2, 0, 0)
+    assert report["rebuild"]["events"] == EVENTS + 2
+    assert told(run, "import", str(file), "--to", "lake", "--dry-run")["sent"] == 2
+    until = time.monotonic() + 30
+    while True:
+        status, history = ask(run, "GET", "/v1/users/member/history")
+        assert status == 200, "nobody is kept waiting meanwhile"
+        recommended(run, user_id="member")
+        if (found := [item["item_id"] for item in history["items"]]) == [*older, *before]:
+            break
+        assert found == before
+        assert time.monotonic() < until
+    clicked(run, before[0], user_id="member")
+    stats = {table["table"]: table for table in told(run, "lake", "stats")["tables"]}
+    assert stats["events"]["rows"] == EVENTS + 2
+    assert stats["events"]["offsets"]["import"] == {"-1": 2}
+
+
 def _a_worse_bundle_is_refused_and_can_be_taken_back(run: Run, file: Path, first: str) -> None:
     worse = learned(run, file, WORSE)
     status, problem = ask(run, "POST", f"/v1/bundles/{worse}/promote", {})
@@ -223,7 +253,7 @@ def _it_says_what_it_is_and_leaves_nothing(run: Run) -> None:
         "controller",
     }  # and no broker: it is not ours
     assert "state_messages" in status["lag"]
-    assert told(run, "ingest")["rows"]["events"] == 8, "the clicks and both sides of the merge are real events too"
+    assert told(run, "ingest")["rows"]["events"] == 9, "the clicks and both sides of the merge are real events too"
     assert manta(run.home, "down").returncode == 0
     assert not marked(run.session)
     assert not run.session.exists()

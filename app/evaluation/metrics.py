@@ -4,7 +4,7 @@ A case is one list judged: `ranks` holds the place (from 1) of every held-out it
 infinite for one that can never be shown; `offsets` says which belong to which case. All results are float64 (C,).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,27 +59,36 @@ def per_case(ranks: Ranks, offsets: Offsets, ks: Sequence[int]) -> dict[str, Per
     return {f"{name}_at_{k}": metric(ranks, offsets, k) for name, metric in METRICS.items() for k in ks}
 
 
-def bootstrap_interval(
-    values: PerCase, groups: NDArray[np.integer], *, seed: int = 0, samples: int = 1000
-) -> tuple[float, float]:
-    """95 % interval of the mean of `values` (or of a paired difference) by bootstrap over groups (users).
+def bootstrap_intervals(
+    values: Mapping[str, PerCase], groups: NDArray[np.integer], *, seed: int = 0, samples: int = 1000
+) -> dict[str, tuple[float, float]]:
+    """95 % intervals of means (or of paired differences) by bootstrap over groups (users), of the same draws for all.
 
     Args:
-        values: float64 (C,), one value a case.
+        values: name to float64 (C,), one value a case.
         groups: int (C,), the user of each case; a user's cases are drawn together.
         seed: of the draws.
         samples: bootstrap samples.
     """
     _, owner = np.unique(groups, return_inverse=True)
-    sums = np.bincount(owner, values)
     counts = np.bincount(owner)
     if len(counts) == 0:
-        return (0.0, 0.0)
+        return dict.fromkeys(values, (0.0, 0.0))
+    sums = np.stack([np.bincount(owner, one) for one in values.values()])
     rng = np.random.default_rng(seed)
-    drawn = [rng.integers(0, len(counts), len(counts)) for _ in range(samples)]
-    means = np.array([sums[rows].sum() / counts[rows].sum() for rows in drawn])
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+    means = np.empty((samples, len(sums)))
+    for sample in range(samples):
+        drawn = np.bincount(rng.integers(0, len(counts), len(counts)), minlength=len(counts))
+        means[sample] = sums @ drawn / (counts @ drawn)
+    low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    return {name: (float(low[place]), float(high[place])) for place, name in enumerate(values)}
+
+
+def bootstrap_interval(
+    values: PerCase, groups: NDArray[np.integer], *, seed: int = 0, samples: int = 1000
+) -> tuple[float, float]:
+    """`bootstrap_intervals` of one metric."""
+    return bootstrap_intervals({"": values}, groups, seed=seed, samples=samples)[""]
 
 
 def _per_case(values: NDArray[np.bool_] | NDArray[np.float64], offsets: Offsets) -> PerCase:

@@ -32,6 +32,9 @@ class CandidateModel(Protocol):
 
     def __init__(self, params: BaseModel | None = None) -> None: ...
 
+    @property
+    def params(self) -> BaseModel: ...
+
     def fit(self, data: Interactions, catalogue: Catalogue, *, seed: int = 0, progress: Progress | None = None) -> Self:
         """Fits; the same (params, data, seed) gives the same model. Threads: what the caller's pools are capped to."""
         ...

@@ -72,7 +72,7 @@ class Histories:
     def last(self, limit: int) -> "Histories":
         """Only the newest `limit` entries of each history."""
         starts = np.maximum(self.offsets[:-1], self.offsets[1:] - limit)
-        return self._gather(starts, self.offsets[1:], self.as_of)
+        return self.gather(starts, self.offsets[1:], self.as_of)
 
     def slice(self, start: int, end: int) -> "Histories":
         """Histories start to end - 1."""
@@ -85,7 +85,7 @@ class Histories:
             self.as_of[start:end],
         )
 
-    def _gather(self, starts: NDArray[np.int64], ends: NDArray[np.int64], as_of: Times) -> "Histories":
+    def gather(self, starts: NDArray[np.int64], ends: NDArray[np.int64], as_of: Times) -> "Histories":
         lengths = ends - starts
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         index = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
@@ -143,7 +143,7 @@ class Interactions:
         whole, order = self._by_user()
         as_of = np.full(self.n_users, self.end, np.int64)
         starts = self._counted(np.arange(self.n_users), whole, order, as_of)
-        return whole._gather(starts, whole.offsets[1:], as_of)
+        return whole.gather(starts, whole.offsets[1:], as_of)
 
     def histories_before(self, cases: NDArray[np.int64]) -> Histories:
         """For each case (a position in these events) the user's history before that very event, as of its time."""
@@ -151,7 +151,7 @@ class Interactions:
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))
         as_of = self.times[cases]
-        return whole._gather(self._counted(self.users[cases], whole, order, as_of), place[cases], as_of)
+        return whole.gather(self._counted(self.users[cases], whole, order, as_of), place[cases], as_of)
 
     def _by_user(self) -> tuple[Histories, NDArray[np.int64]]:
         """Every user's events, and where each stands in these."""

@@ -7,6 +7,7 @@ import itertools
 import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -15,12 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.io.pyarrow import pyarrow_to_schema, write_file
 from pyiceberg.manifest import DataFile, ManifestEntry, ManifestEntryStatus, ManifestFile
 from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
 from pyiceberg.table import Table, WriteTask
 from pyiceberg.table.snapshots import Operation, Snapshot
-from pyiceberg.table.update.snapshot import _FastAppendFiles
+from pyiceberg.table.update.snapshot import _FastAppendFiles, _SnapshotProducer
 from pyiceberg.transforms import MonthTransform
 
 from app.errors import MantaError
@@ -128,11 +130,13 @@ def append(table: Table, rows: pa.Table, progress: Progress, *, max_open_partiti
     added = AppendFiles(
         operation=Operation.APPEND, transaction=transaction, io=table.io, snapshot_properties=progress.properties()
     )
-    for data_file in _write_files(table, rows, max_open_partitions):
-        added.append_data_file(data_file)
-    added.commit()
-    reach("ingest:written")
-    transaction.commit_transaction()
+    with _alone(table, added._added_data_files):
+        with _standing(added):
+            for data_file in _write_files(table, rows, max_open_partitions):
+                added.append_data_file(data_file)
+            added.commit()
+        reach("ingest:written")
+        transaction.commit_transaction()
     return int(added.snapshot_id)
 
 
@@ -147,14 +151,43 @@ def replace(table: Table, rows: pa.Table, progress: Progress) -> int:
     """
     transaction = table.transaction()
     change = transaction.update_snapshot(snapshot_properties=progress.properties()).overwrite()
-    for task in table.scan().plan_files():
-        change.delete_data_file(task.file)
-    for data_file in _write_files(table, rows, 1):
-        change.append_data_file(data_file)
-    change.commit()
-    reach("ingest:written")
-    transaction.commit_transaction()
+    with _alone(table, change._added_data_files):
+        with _standing(change):
+            for task in table.scan().plan_files():
+                change.delete_data_file(task.file)
+            for data_file in _write_files(table, rows, 1):
+                change.append_data_file(data_file)
+            change.commit()
+        reach("ingest:written")
+        transaction.commit_transaction()
     return int(change.snapshot_id)
+
+
+@contextmanager
+def _alone(table: Table, written: Sequence[DataFile]) -> Iterator[None]:
+    """Where another was first, the data files that nothing will ever refer to are removed (manifests: pyiceberg)."""
+    try:
+        yield
+    except CommitFailedException:
+        for data_file in written:
+            forget_file(table, data_file)
+        raise
+
+
+@contextmanager
+def _standing(change: _SnapshotProducer[Any]) -> Iterator[None]:
+    """What a commit is made on; where its files are gone an erasure was first."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        change._clean_all_uncommitted()
+        raise CommitFailedException(str(error)) from None
+
+
+def forget_file(table: Table, file: DataFile) -> None:
+    """Removes a data file that nothing refers to; it may be gone already."""
+    with suppress(FileNotFoundError):
+        table.io.delete(file.file_path)
 
 
 class AppendFiles(_FastAppendFiles):  # type: ignore[misc]
@@ -164,17 +197,20 @@ class AppendFiles(_FastAppendFiles):  # type: ignore[misc]
 
     def _manifests(self) -> list[ManifestFile]:
         every = self._added_data_files
-        partitioned = bool(self._transaction.table_metadata.spec().fields)
-        self._added_data_files = [file for file in every if len(file.partition) or not partitioned]
+        own = self._transaction.table_metadata.default_spec_id
+        self._added_data_files = [file for file in every if file.spec_id == own]
         try:
             manifests: list[ManifestFile] = super()._manifests()
         finally:
             self._added_data_files = every  # the summary counts them all
-        others = [file for file in every if partitioned and not len(file.partition)]
-        return [*manifests, *([self._write_manifest(others)] if others else [])]
+        others: dict[int, list[DataFile]] = {}
+        for file in every:
+            if file.spec_id != own:
+                others.setdefault(file.spec_id, []).append(file)
+        return [*manifests, *(self._write_manifest(spec_id, files) for spec_id, files in others.items())]
 
-    def _write_manifest(self, files: list[DataFile]) -> ManifestFile:
-        with self.new_manifest_writer(self.spec(UNPARTITIONED)) as writer:
+    def _write_manifest(self, spec_id: int, files: list[DataFile]) -> ManifestFile:
+        with self.new_manifest_writer(self.spec(spec_id)) as writer:
             for file in files:
                 writer.add(
                     ManifestEntry.from_args(
@@ -208,7 +244,9 @@ def _write_files(table: Table, rows: pa.Table, max_open: int) -> Iterator[DataFi
             key = PartitionKey([PartitionFieldValue(spec.fields[0], value)], spec, table.schema())
         for batches in _file_sized(part):
             task = WriteTask(run, next(counter), schema, batches, partition_key=key)
-            yield from write_file(table.io, plain if key is None else metadata, iter([task]))
+            for data_file in write_file(table.io, plain if key is None else metadata, iter([task])):
+                data_file.spec_id = UNPARTITIONED if key is None else spec.spec_id  # pyiceberg leaves it open
+                yield data_file
 
 
 def split_by_partition(rows: pa.Table, column: str, monthly: bool, max_open: int) -> list[tuple[int | None, pa.Table]]:

@@ -1,29 +1,24 @@
 """Small files of a table merged, partition by partition, beside an ingest that goes on."""
 
 import logging
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-import pyarrow as pa
 from pyiceberg.conversions import from_bytes
 from pyiceberg.exceptions import CommitFailedException
-from pyiceberg.expressions import AlwaysTrue
-from pyiceberg.io.pyarrow import ArrowScan, ParquetFormatWriter, schema_to_pyarrow
-from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
-from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
+from pyiceberg.manifest import DataFile
 from pyiceberg.table import FileScanTask, Table
 from pyiceberg.types import TimestamptzType
 
 from app.errors import MantaError
 from app.faults import reach
-from app.lake.commit import LOST_COMMITS, UNPARTITIONED, progress_of
+from app.lake.commit import LOST_COMMITS, UNPARTITIONED, forget_file, progress_of
+from app.lake.data_files import one_file
 from app.lake.rewrite import rewrite
 from app.lake.tables import ARRIVAL, Lake
 
 _SMALL = 0.75  # of the wanted size: a file from there on is left alone
 _COMMIT_BYTES = 1_000_000_000  # of small files that one commit replaces, roughly
-_GROUP_ROWS = 200_000  # rows of a row group: narrow bounds of arrival, and bounded memory
 _ARRIVAL = "record_time"  # but for the tables in `ARRIVAL`
 
 log = logging.getLogger(__name__)
@@ -87,7 +82,10 @@ def compact(lake: Lake, name: str, *, target_bytes: int, progress: FileProgress 
     todo, done = sum(map(len, waiting)), 0
     ready: list[_Merged] = []
     for place, small in enumerate(waiting):
-        ready.append(_Merged([task.file for task in small], _merge(table, small)))
+        try:
+            ready.append(_Merged([task.file for task in small], one_file(table, small)))
+        except FileNotFoundError:
+            log.info("compact %s: an erasure has removed a file; it is for the next run", name)
         done += len(small)
         if progress is not None:
             progress(done, todo)
@@ -130,57 +128,15 @@ def _lower_bound(file: DataFile, field_id: int) -> int:
     return int(from_bytes(TimestamptzType(), bound)) if bound is not None else 0
 
 
-def _merge(table: Table, small: list[FileScanTask]) -> DataFile:
-    """One Parquet file with the rows of all; at most one source and one row group are in memory."""
-    spec, file_schema = table.specs()[small[0].file.spec_id], table.schema()
-    partition = small[0].file.partition
-    key = None
-    if len(partition):
-        values = [PartitionFieldValue(one, partition[place]) for place, one in enumerate(spec.fields)]
-        key = PartitionKey(values, spec, file_schema)
-    path = table.location_provider().new_data_location(f"00000-0-{uuid.uuid4()}.parquet", key)
-    output = table.io.new_output(path)
-    writer = ParquetFormatWriter(output, file_schema, table.metadata.properties)
-    with writer:
-        for rows in _row_groups(table, small):
-            writer.write(rows)
-    return DataFile.from_args(
-        content=DataFileContent.DATA,
-        file_path=path,
-        file_format=FileFormat.PARQUET,
-        partition=partition,
-        file_size_in_bytes=len(output),
-        sort_order_id=None,
-        spec_id=spec.spec_id,
-        equality_ids=None,
-        key_metadata=None,
-        **writer.result().to_serialized_dict(),
-    )
-
-
-def _row_groups(table: Table, small: list[FileScanTask]) -> Iterator[pa.Table]:
-    """The rows of the files, one after the other, in the columns and types of the table."""
-    schema = schema_to_pyarrow(table.schema(), include_field_ids=True)
-    scan = ArrowScan(table.metadata, table.io, table.schema(), AlwaysTrue())
-    waiting: list[pa.Table] = []
-    for task in small:
-        for batch in scan.to_record_batches([task]):
-            waiting.append(pa.Table.from_batches([batch]).select(schema.names).cast(schema))
-            if sum(map(len, waiting)) >= _GROUP_ROWS:
-                yield pa.concat_tables(waiting).combine_chunks()
-                waiting = []
-    yield pa.concat_tables([schema.empty_table(), *waiting])
-
-
 def _commit(lake: Lake, name: str, ready: list[_Merged], report: Compaction) -> None:
     """Puts merged files in their place, on the table as it stands by now."""
     for _ in range(LOST_COMMITS):
         table = lake.table(name)
         live = {task.file.file_path: task for task in table.scan().plan_files()}
-        whole = [one for one in ready if all(_untouched(live.get(file.file_path)) for file in one.sources)]
+        whole = [one for one in ready if _stands(table, live, one)]
         for lost in ready:
-            if lost not in whole:  # another has merged or removed what it stood for
-                table.io.delete(lost.file.file_path)
+            if lost not in whole:
+                forget_file(table, lost.file)
         ready = whole
         report.files_after = len(live)
         if not ready:
@@ -201,5 +157,8 @@ def _commit(lake: Lake, name: str, ready: list[_Merged], report: Compaction) -> 
     raise MantaError(f"compact {name}: found another commit first {LOST_COMMITS} times, wanted to be first once")
 
 
-def _untouched(task: FileScanTask | None) -> bool:
-    return task is not None and not task.delete_files
+def _stands(table: Table, live: Mapping[str, FileScanTask], one: _Merged) -> bool:
+    """Whether all that it stands for is still there as it was, and it itself: an erasure removes what is unfinished."""
+    sources = [live.get(file.file_path) for file in one.sources]
+    untouched = all(task is not None and not task.delete_files for task in sources)
+    return untouched and bool(table.io.new_input(one.file.file_path).exists())

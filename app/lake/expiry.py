@@ -4,7 +4,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.table import Table
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Snapshot
-from pyiceberg.table.update import AssertRefSnapshotId, RemoveSnapshotsUpdate, SetPropertiesUpdate
+from pyiceberg.table.update import AssertRefSnapshotId, RemoveSnapshotsUpdate, SetPropertiesUpdate, TableUpdate
 
 from app.errors import MantaError
 from app.faults import reach
@@ -116,10 +116,21 @@ def _forget(table: Table, report: Expiry, now: int, keep_ms: int, grace_ms: int,
     in_grace = [one for one in expired_records(table) if one["at"] > now - grace_ms]
     ids = [one.snapshot_id for one in old]
     records = json.dumps([*in_grace, {"at": now, "file": record}])
+    forget(table, ids, SetPropertiesUpdate(updates={EXPIRED: records}))
+    report.snapshots = len(old)
+
+
+def forget(table: Table, ids: Sequence[int], *updates: TableUpdate) -> None:
+    """Takes snapshots out of the table's metadata, with the tags and branches that name them, in one commit.
+
+    Raises:
+        pyiceberg.exceptions.CommitFailedException: another commit was first; nothing has changed.
+    """
+    current = table.current_snapshot()
     transaction = table.transaction()
     transaction._stage(
-        (RemoveSnapshotsUpdate(snapshot_ids=ids), SetPropertiesUpdate(updates={EXPIRED: records})),
-        (AssertRefSnapshotId(ref="main", snapshot_id=current.snapshot_id),),
+        (RemoveSnapshotsUpdate(snapshot_ids=list(ids)), *updates),
+        (AssertRefSnapshotId(ref="main", snapshot_id=current.snapshot_id if current else None),),
     )
     try:
         transaction.commit_transaction()
@@ -127,7 +138,6 @@ def _forget(table: Table, report: Expiry, now: int, keep_ms: int, grace_ms: int,
         if "does not exist" not in str(error):
             raise
         raise CommitFailedException("a snapshot has gone") from None
-    report.snapshots = len(old)
 
 
 def _superseded(metadata: TableMetadata, before_ms: int, keep_most: int | None) -> list[Snapshot]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from pyarrow import NativeFile
 from pyarrow.fs import FileSelector, FileSystem, FileType
 from pyiceberg.io.pyarrow import PyArrowFileIO
 from pyiceberg.manifest import read_manifest_list
@@ -53,6 +54,20 @@ class Files:
             for found in self._system.get_file_info(selector):
                 if found.type == FileType.File:
                     yield StoredFile(found.path, found.size, int((found.mtime_ns or 0) // 1_000_000))
+
+    def open(self, path: str) -> NativeFile:
+        """A file to read from anywhere in it."""
+        return self._system.open_input_file(path)
+
+    def modified_ms(self, path: str) -> int | None:
+        """When a file was last written to, milliseconds since 1970; None: it is not there."""
+        found = self._system.get_file_info(path)
+        return int((found.mtime_ns or 0) // 1_000_000) if found.type == FileType.File else None
+
+    def location(self, path: str) -> str:
+        """A path as metadata would name it."""
+        scheme, mark, _ = self._table.location().partition("://")
+        return f"{scheme}{mark}{path}" if mark else path
 
     def remove(self, path: str) -> bool:
         """Removes a file; False: another was faster."""

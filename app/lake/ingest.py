@@ -119,7 +119,7 @@ class IngestJob:
             try:
                 self._take_once(topic)
                 return
-            except CommitFailedException:
+            except (CommitFailedException, FileNotFoundError):  # of a snapshot that an erasure took away meanwhile
                 self.report.lost_commits += 1
                 log.info("ingest %s: another commit was first; reading the offsets again", topic)
             except ReadFailed as error:

@@ -1,4 +1,4 @@
-"""Other files with the same rows, in one commit: what compaction does to a table."""
+"""Other files in the place of some, in one commit: with the same rows (compaction), or without some (erasure)."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -11,6 +11,8 @@ from pyiceberg.typedef import EMPTY_DICT
 from app.errors import MantaError
 from app.lake.commit import AppendFiles, Progress
 
+# Places in a data file's record, as the specification of Iceberg orders it.
+_LOWER_BOUNDS, _UPPER_BOUNDS = 10, 11
 _MANIFEST_FILES = 5_000  # data files that one manifest names
 
 
@@ -33,8 +35,31 @@ def rewrite(table: Table, removed: Sequence[DataFile], added: Sequence[DataFile]
     gone, came = sum(file.record_count for file in removed), sum(file.record_count for file in added)
     if gone != came:
         raise MantaError(f"lake: {table.name()[-1]}: found {came} rows in the rewritten files, wanted {gone}")
+    return _commit(_ReplaceFiles, table, removed, added, progress)
+
+
+def rewrite_without(table: Table, removed: Sequence[DataFile], added: Sequence[DataFile], progress: Progress) -> int:
+    """As `rewrite`, but `added` lacks rows, and no manifest of the new snapshot says anything of what they were.
+
+    Every manifest is written anew: none keeps a bound of a removed file. None removed, none added: a commit all the
+    same, which makes any fail that was prepared on the snapshot before.
+
+    Raises:
+        MantaError: a file of `removed` is not in the snapshot.
+        pyiceberg.exceptions.CommitFailedException: another commit was first; nothing has changed.
+    """
+    return _commit(_LeaveOut, table, removed, added, progress)
+
+
+def _commit(
+    kind: "type[_ReplaceFiles]",
+    table: Table,
+    removed: Sequence[DataFile],
+    added: Sequence[DataFile],
+    progress: Progress,
+) -> int:
     transaction = table.transaction()
-    change = _ReplaceFiles(
+    change = kind(
         operation=Operation.OVERWRITE, transaction=transaction, io=table.io, snapshot_properties=progress.properties()
     )
     for file in removed:
@@ -102,3 +127,20 @@ class _ReplaceFiles(AppendFiles):
         # pyiceberg counts the totals of an overwrite only; what is written down is Iceberg's word for the same rows
         counted: Summary = super()._summary(snapshot_properties)
         return Summary(Operation.REPLACE, **counted.additional_properties)
+
+
+class _LeaveOut(_ReplaceFiles):
+    """A snapshot without some rows: an `overwrite`, and the files that go are named without their bounds."""
+
+    def _as(self, entry: ManifestEntry, status: ManifestEntryStatus) -> ManifestEntry:
+        made = super()._as(entry, status)
+        if status == ManifestEntryStatus.DELETED:
+            bare = DataFile(*entry.data_file._data)
+            bare[_LOWER_BOUNDS] = bare[_UPPER_BOUNDS] = None
+            bare.spec_id = entry.data_file.spec_id
+            made.data_file = bare
+        return made
+
+    def _summary(self, snapshot_properties: dict[str, str] = EMPTY_DICT) -> Summary:
+        counted = super()._summary(snapshot_properties)
+        return Summary(Operation.OVERWRITE, **counted.additional_properties)

@@ -16,7 +16,7 @@ from app.events.columns import RECORDS, decode
 from app.events.import_sources import FileSource, Row
 from app.events.importing import import_rows
 from app.events.ranges import OffsetRange, TopicBounds
-from app.events.schema import EVENTS, IMPORT_PARTITION, IMPORTED, ITEMS
+from app.events.schema import EVENTS, IMPORT_PARTITION, IMPORTED, ITEMS, USERS
 from app.lake import bulk, ingest
 from app.lake.bulk import import_into_lake
 from app.lake.commit import Progress, TopicOffsets, append, progress_of
@@ -234,7 +234,8 @@ def test_lake_rebuilt_state_and_training_have_one_order_of_imported_and_other_ev
     append(now.source, pa.Table.from_pylist(from_kafka, TABLES[EVENTS]), now.progress, max_open_partitions=2)
     assert take(lake, FileSource(str(tmp_path / "some.parquet")))["written"] == 6
 
-    monkeypatch.setattr(rebuild, "_follow", lambda *_: None)  # Kafka holds nothing more
+    held = {name: TopicBounds(name, "id", {0: 0}, {0: 7 if name == EVENTS else 0}) for name in (EVENTS, ITEMS, USERS)}
+    monkeypatch.setattr(rebuild, "bounds", lambda *_: held)  # Kafka holds nothing more
     report = rebuild.rebuild(SETTINGS, tmp_path, lake)
     assert (report.events, report.generation) == (8, 1)
     wanted = ["i0", "i1", "i2", "k0", "i5", "i4", "i3", "k1"]  # of one time: imported ones first, as their rows stood

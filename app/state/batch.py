@@ -36,7 +36,7 @@ class StateEvent(NamedTuple):
         if self.event_id is None or self.event_type == MERGE:
             return None
         owner = self.user_id or self.session_id or ""
-        return blake2b(owner.encode(), digest_size=8).digest() + blake2b(self.event_id.encode(), digest_size=8).digest()
+        return owner_digest(owner) + blake2b(self.event_id.encode(), digest_size=8).digest()
 
     @property
     def named_by_place(self) -> bool:
@@ -81,6 +81,11 @@ def counts_already(event: StateEvent, arrivals: Iterable[tuple[int]], horizon_ms
     if event.named_by_place:
         return False
     return any(abs(event.record_time - arrival) < horizon_ms for (arrival,) in arrivals)
+
+
+def owner_digest(owner: str) -> bytes:
+    """The first half of the identities of a user's or session's events."""
+    return blake2b(owner.encode(), digest_size=8).digest()
 
 
 def user_key(user_id: str) -> bytes:

@@ -1,5 +1,6 @@
 """Where the state lies on disk and how RocksDB is opened: `db/<generation>/`, and `db/current` names one of them."""
 
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ META = "meta"
 FAMILIES = (HISTORIES, OWN, LINKS, SEEN, ITEMS, ITEM_LOG, USERS, META)
 # Item sequences of a rebuilt database lie above all of the one before it, so that replicas take everything anew.
 SEQUENCES_PER_GENERATION = 1 << 40
+
+log = logging.getLogger("manta.state")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +97,23 @@ def open_primary(path: Path, families: Sequence[str] = FAMILIES) -> Rdict:
 
 
 def close(db: Rdict, families: dict[str, Rdict], handles: dict[str, ColumnFamily]) -> None:
-    """Lets go of a database: RocksDB's lock is held as long as any handle lives."""
+    """Lets go of a database: RocksDB's lock is held as long as any handle lives.
+
+    What cannot be flushed any more (a full disk) stands in its log; the caller drops `db` all the same.
+    """
     handles.clear()
-    for family in families.values():
-        family.close()
+    for handle in (*families.values(), db):
+        try:
+            handle.close()
+        except Exception as error:  # rocksdict raises bare exceptions
+            log.warning("a database was closed without a flush: %s", error)
     families.clear()
-    db.close()
+
+
+def forget_old_logs(path: Path) -> None:
+    """Removes what RocksDB wrote about itself before it was last opened: it names the keys of compacted ranges."""
+    for file in path.glob("LOG.old.*"):
+        file.unlink(missing_ok=True)
 
 
 def get_many(family: Rdict, keys: Sequence[bytes]) -> list[bytes | None]:

@@ -1,19 +1,20 @@
 """Messages as the consumer hands them over to a batch for the store: checked by the one rule set, bad ones counted."""
 
-import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
 import pyarrow as pa
-from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
+from confluent_kafka import Message
 
+from app.erasure.erased import NOBODY, Erased, ErasedOn
 from app.events.columns import RECORDS
 from app.events.decode import decode_topic
 from app.events.rows import check_arrival, parse_json
-from app.events.schema import EVENTS, ITEMS, EventRejected, read_columns, validate_event
+from app.events.schema import EVENTS, ITEMS, USERS, EventRejected, read_columns, validate_event
 from app.settings import EventSettings
+from app.state.arrivals import arrival_ms
 from app.state.batch import Batch, StateEvent
 from app.state.feed import Read
 
@@ -22,20 +23,58 @@ _NAN = float("nan")
 _ROWS_AT_MOST = 150
 
 
-def to_batch(read: Read, settings: EventSettings) -> Batch:
-    """What a poll brought, as one batch; `settings` are `settings.events`."""
+def to_batch(
+    read: Read, settings: EventSettings, erased: Erased = NOBODY, topic_ids: Mapping[str, str] | None = None
+) -> Batch:
+    """What a poll brought, as one batch.
+
+    Args:
+        read: the messages.
+        settings: `settings.events`.
+        erased: whose messages are left out.
+        topic_ids: topic → its id, as offsets of erasures are told apart by; "": it has none.
+    """
     skipped: Counter[str] = Counter()
     by_topic: dict[str, list[Message]] = {}
     for message in read.messages:
         by_topic.setdefault(message.topic(), []).append(message)
-    found = by_topic.pop(EVENTS, [])
+    found, ids = by_topic.pop(EVENTS, []), topic_ids or {}
     events = (_by_rows if len(found) <= _ROWS_AT_MOST else _by_columns)(found, settings, skipped)
+    events = without_erased(events, erased.on(EVENTS, ids.get(EVENTS, "")))
+    if USERS in by_topic:
+        by_topic[USERS] = _about_others(by_topic[USERS], erased.on(USERS, ids.get(USERS, "")))
     columns = {
         topic: list(_columns(rest, "item_id" if topic == ITEMS else "user_id", skipped))
         for topic, rest in by_topic.items()
     }
     items, users = columns.pop(ITEMS, []), [pair for pairs in columns.values() for pair in pairs]
     return Batch(events, items, users, read.offsets, dict(skipped), read.jumps)
+
+
+def without_erased(events: list[StateEvent], erased: ErasedOn) -> list[StateEvent]:
+    """Events in the order of their offsets, without those from before an erasure of whom they are about."""
+    firsts: dict[int, int] = {}
+    for event in events:
+        firsts.setdefault(event.partition, event.offset)
+    if erased.passed(firsts):
+        return events
+    return [event for event in events if not _is_erased(event, erased)]
+
+
+def _is_erased(event: StateEvent, erased: ErasedOn) -> bool:
+    place = (event.partition, event.offset, event.record_time)
+    if event.user_id:
+        return erased.message("user", event.user_id, *place)
+    return erased.message("session", event.session_id or "", *place)
+
+
+def _about_others(messages: Sequence[Message], erased: ErasedOn) -> list[Message]:
+    """Messages of `users` without those from before an erasure of the user."""
+    return [
+        message
+        for message in messages
+        if not erased.keyed(message.key(), message.partition(), message.offset(), arrival_ms(message))
+    ]
 
 
 def events_of(table: pa.Table) -> list[StateEvent]:
@@ -56,7 +95,7 @@ def _by_columns(messages: Sequence[Message], settings: EventSettings, skipped: C
         [
             [message.partition() for message in messages],
             [message.offset() for message in messages],
-            [_record_time(message) for message in messages],
+            [arrival_ms(message) for message in messages],
             [message.key() for message in messages],
             [message.value() for message in messages],
         ],
@@ -70,7 +109,7 @@ def _by_columns(messages: Sequence[Message], settings: EventSettings, skipped: C
 def _by_rows(messages: Sequence[Message], settings: EventSettings, skipped: Counter[str]) -> list[StateEvent]:
     events = []
     for message in messages:
-        arrival = _record_time(message)
+        arrival = arrival_ms(message)
         try:
             check_arrival(arrival)
             event = validate_event(parse_json(message.value()), arrival, settings)
@@ -98,14 +137,9 @@ def _by_rows(messages: Sequence[Message], settings: EventSettings, skipped: Coun
 def _columns(messages: Sequence[Message], id_field: str, skipped: Counter[str]) -> Iterable[tuple[str, bytes | None]]:
     for message in messages:
         try:
-            check_arrival(_record_time(message))
+            check_arrival(arrival_ms(message))
             name, columns = read_columns(message.key(), message.value() or b"", id_field)
         except EventRejected as error:
             skipped[error.code] += 1
             continue
         yield name, None if columns is None else orjson.dumps(columns)
-
-
-def _record_time(message: Message) -> int:
-    kind, moment = message.timestamp()
-    return int(time.time() * 1000) if kind == TIMESTAMP_NOT_AVAILABLE else int(moment)

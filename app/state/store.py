@@ -253,6 +253,7 @@ class StateStore:
     def close(self) -> None:
         """Lets go of the database: RocksDB's lock is held as long as any handle lives."""
         layout.close(self._db, self._families, self._handles)
+        del self._db
 
     # --- events
 

@@ -1,13 +1,15 @@
-"""`manta import` of ratings: seconds and CPU seconds of this process, by file type.
+"""`manta import` of ratings: seconds and CPU seconds of this process, by file type, over Kafka and into the lake.
 
 On the Apache Kafka of the settings, else on one that it starts.
 """
 
 import argparse
 import json
+import resource
 import signal
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,12 @@ import pyarrow.parquet
 
 from app.events.import_sources import FileSource
 from app.events.importing import import_rows
+from app.events.schema import EVENTS
 from app.events.topics import ensure_topics
-from app.settings import KafkaSettings, Settings, load_settings
+from app.lake.bulk import import_into_lake
+from app.lake.tables import open_lake
+from app.settings import KafkaSettings, LakeSettings, Settings, load_settings
+from app.state.rebuild import rebuild
 from scripts import apache_kafka
 
 NAMES = {"userId": "user_id", "movieId": "item_id", "rating": "value", "timestamp": "event_time"}
@@ -33,7 +39,8 @@ def run(rows: int = 1_000_000, bootstrap: str = "") -> dict[str, Any]:
         bootstrap: Kafka's address; empty: that of the settings, else one is started.
 
     Returns:
-        `{"parquet": {"seconds", "cpu_seconds"}, "csv": {…}, "rows"}`.
+        `{"rows", CASE: {"seconds", "cpu_seconds"}}` for the cases `parquet`, `csv` and `jsonl` over Kafka, `lake`
+        (Parquet straight there, with `peak_bytes`, the most that this process ever had) and `rebuild` (of the state).
     """
     address = bootstrap or load_settings().kafka.bootstrap_servers
     with tempfile.TemporaryDirectory(prefix="manta-bench-") as folder:
@@ -47,7 +54,7 @@ def run(rows: int = 1_000_000, bootstrap: str = "") -> dict[str, Any]:
 
 
 def _measure(rows: int, address: str, folder: Path) -> dict[str, Any]:
-    settings = Settings(kafka=KafkaSettings(bootstrap_servers=address))
+    settings = Settings(kafka=KafkaSettings(bootstrap_servers=address), lake=LakeSettings(partition="month"))
     ensure_topics(settings.kafka)
     rnd = np.random.default_rng(0)
     table = pa.table(
@@ -60,14 +67,28 @@ def _measure(rows: int, address: str, folder: Path) -> dict[str, Any]:
     )
     pa.parquet.write_table(table, folder / "ratings.parquet")
     pa.csv.write_csv(table, folder / "ratings.csv")
+    with (folder / "ratings.jsonl").open("w") as lines:
+        for batch in table.to_batches(50_000):
+            lines.writelines(json.dumps(row) + "\n" for row in batch.to_pylist())
     figures: dict[str, Any] = {"rows": rows}
-    for kind in ("parquet", "csv"):
-        spent = time.process_time()
-        report = import_rows(FileSource(str(folder / f"ratings.{kind}")), "events", NAMES, settings)
-        if report["sent"] != rows:
-            raise AssertionError(f"import: found {report['sent']} rows sent, wanted {rows}")
-        figures[kind] = {"seconds": report["seconds"], "cpu_seconds": round(time.process_time() - spent, 2)}
-        print(f"{kind:>8} {figures[kind]['seconds']:>8.1f} s {figures[kind]['cpu_seconds']:>8.1f} CPU s")
+
+    def measure(case: str, work: Callable[[], int]) -> None:
+        started, spent = time.perf_counter(), time.process_time()
+        if (found := work()) != rows:
+            raise AssertionError(f"{case}: found {found} rows, wanted {rows}")
+        taken = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - spent}
+        figures[case] = {name: round(value, 2) for name, value in taken.items()}
+        print(f"{case:>8} {taken['seconds']:>8.1f} s {taken['cpu_seconds']:>8.1f} CPU s")
+
+    def source(kind: str) -> FileSource:
+        return FileSource(str(folder / f"ratings.{kind}"))
+
+    lake = open_lake(settings, folder)
+    measure("lake", lambda: int(import_into_lake(source("parquet"), EVENTS, NAMES, settings, lake)["written"]))
+    figures["lake"]["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    measure("rebuild", lambda: rebuild(settings, folder, lake).events)  # Kafka has nothing yet
+    for kind in ("parquet", "csv", "jsonl"):
+        measure(kind, lambda kind=kind: int(import_rows(source(kind), EVENTS, NAMES, settings)["sent"]))  # type: ignore[misc]
     return figures
 
 

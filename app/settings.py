@@ -125,6 +125,12 @@ class StateSettings(Section):
         description="Events older than this, counted back from the newest event time of all, are in no history, when "
         "answering as in training; null: none expires. Longer than it was: run `manta state rebuild`.",
     )
+    min_free_bytes: int = Field(
+        200_000_000,
+        ge=0,
+        description="With less room on the disk of MANTA_HOME the writers of state and figures stop until there is "
+        "more; reading goes on.",
+    )
     catch_up_timeout_s: float = Field(1.0, gt=0, description="A replica that cannot catch up within this answers 503.")
     batch_events: int = Field(2000, ge=1, description="Events the writer applies in one write batch at most.")
     checkpoints: str = Field(
@@ -213,6 +219,12 @@ class LearnSettings(Section):
     metric: str = Field("ndcg_at_10", description="What sweep, blend, early stopping and gate compare.")
     validation_users: int = Field(2000, ge=10, description="Validation cases are sampled down to about this many.")
     seed: int = Field(0, ge=0)
+    session_gap_s: float = Field(
+        1800.0, gt=0, description="A user's events further apart are of different sessions, for the ranker's features."
+    )
+    extra_features: tuple[Literal["idle_time", "session_idle"], ...] = Field(
+        (), description="Features that the ranker has only where asked for: of the time since the newest event."
+    )
     gate_tolerance: float = Field(0.0, ge=0, description="How much worse than the champion a bundle may be.")
 
 

@@ -24,6 +24,7 @@ from app.retrieval.query import Query
 from app.retrieval.sources import Source, retrieve, source_of
 
 Mix = tuple[tuple[str, int], ...]
+Describe = Callable[[Catalogue, Sequence[str]], FeatureSpec]
 Earlier = Callable[[Sequence[str]], Mapping[str, CandidateModel]]
 
 LEADING, FOLLOWING, FILLING = 100, 60, 20  # candidates of the first source, of each further one, of a filling one
@@ -85,6 +86,7 @@ def assemble(
     metric: str,
     candidates: int,
     seed: int,
+    describe: Describe = make_spec,
 ) -> Assembled:
     """Chooses the chain as it will serve: whatever is asked has learned from everything up to what it is asked for.
 
@@ -97,11 +99,12 @@ def assemble(
         values: their own metric on the validation cases.
         earlier: fits families again, before the ranker slice.
         candidates: how many reach the ranker.
+        describe: makes the spec of the features.
     """
     sources = {name: source_of(model) for name, model in models.items()}
     random = np.random.default_rng(seed)
     mix = choose_mix(sources, values, slices, _some(slices.validation, MIX_CASES, random), candidates)
-    spec = make_spec(catalogue, [name for name, _ in mix])
+    spec = describe(catalogue, [name for name, _ in mix])
     items = ItemFeatures.of(spec, catalogue)
     lone = Chain(alone(mix), candidates, None, spec.model_copy(update={"features": ()}))
     before = {name: source_of(model) for name, model in earlier([name for name, _ in mix]).items()}

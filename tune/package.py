@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from app.errors import BundleError, NotFound
 from app.evaluation.protocols import Evaluation
 from app.evaluation.splits import TimeSplit
 from app.features.statistics import ItemStatistics
+from app.features.table import make_spec
 from app.models.candidate import CandidateModel, StaticModel
 from app.models.families import family_of, load_model
 from app.models.interactions import Catalogue, Histories
@@ -90,6 +92,7 @@ def package(
         metric=str(sweep.metric),
         candidates=settings.surfaces[settings.default_surface].candidates,
         seed=seed,
+        describe=partial(make_spec, also=settings.learn.extra_features, session_gap_s=settings.learn.session_gap_s),
     )
     tell("fitting the chosen sources on everything")
     chain = _with_final_ranker(assembled, seed)

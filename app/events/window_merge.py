@@ -7,6 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from app.events.sessions import session_begins
+
 # Columns that windows have besides their keys and sums.
 START, END, COUNT, LAST = "start", "end", "count", "last"
 _NOTHING_IS_ZERO = pc.ScalarAggregateOptions(min_count=0)
@@ -45,9 +47,7 @@ def merged_sessions(rows: pa.Table, keys: Sequence[str], sums: Sequence[str], ga
     times, ranks = np.unique(last, return_inverse=True)
     reached = np.maximum.accumulate(codes * len(times) + ranks)
     latest = times[reached % len(times)]
-    begins = np.ones(len(codes), np.bool_)
-    begins[1:] = (codes[1:] != codes[:-1]) | (first[1:] - latest[:-1] > gap_us)
-    heads = np.flatnonzero(begins)
+    heads = np.flatnonzero(session_begins(codes, first, latest, gap_us))
     tails = np.append(heads[1:], len(codes)) - 1
     found = rows.select(list(keys)).take(pa.array(order[heads]))
     found = found.append_column(START, pa.array(first[heads])).append_column(LAST, pa.array(latest[tails]))

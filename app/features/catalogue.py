@@ -167,6 +167,31 @@ def idle_time(c: FeatureContext) -> Column:
     return c.per_question(np.log1p(minutes))
 
 
+@_feature(lambda _: ("session_events", "session_minutes", "session_distinct"))
+def session(c: FeatureContext) -> Column:
+    """log1p of the current session's entries (the next one stands behind them) and minutes; share of different items."""
+    s = c.session
+    values = np.stack([np.log1p(s.events), np.log1p(np.maximum(s.minutes, 0)), s.distinct])
+    return values.astype(np.float32).take(c.owner, axis=1)
+
+
+@_feature(lambda spec: ("session_shared", "session_dominant") if spec.width else ())
+def session_content(c: FeatureContext) -> Column:
+    """Share of the session's newest items that share a term with the candidate; whether it has their commonest one."""
+    return c.session_content
+
+
+@_feature(lambda _: ("session_silence", "session_open"))
+def session_idle(c: FeatureContext) -> Column:
+    """log1p of the seconds since the newest entry; whether its session has not ended by then (0 without history)."""
+    h = c.histories
+    silence = np.zeros(len(h))
+    some = h.lengths > 0
+    silence[some] = np.maximum(h.as_of[some] - h.times[h.offsets[1:][some] - 1], 0) / 1000.0
+    values = np.stack([np.log1p(silence), some & (silence <= c.spec.session_gap_s)])
+    return values.astype(np.float32).take(c.owner, axis=1)
+
+
 @_feature(lambda spec: tuple(f"user:{name}" for name in spec.user_numbers))
 def user_number(c: FeatureContext) -> Column:
     """User columns that the spec names; 0 where absent or not a number."""

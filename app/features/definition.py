@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.features.items import ItemFeatures
+from app.features.session import CurrentSession
 from app.features.spec import FeatureSpec
 from app.features.statistics import ItemStatistics
 from app.models.interactions import Histories
@@ -130,20 +131,51 @@ class FeatureContext:
         return self._taste(self.items.numbers)
 
     @cached_property
+    def session(self) -> CurrentSession:
+        """The session that each history's newest entry is in."""
+        return CurrentSession.of(self.histories, self.spec.session_gap_s)
+
+    @cached_property
+    def candidate_content(self) -> Column:
+        """float32 (R, d): content of the candidates."""
+        return self.items.content.take(self.candidates.rows, axis=0)
+
+    @cached_property
     def content_similarity(self) -> Column:
         """float32 (2, R): cosine of the candidates' content to the recent taste and to the last item."""
-        vectors, offsets, rows = self.items.content, self.candidates.offsets, self.candidates.rows
+        vectors, offsets, found = self.items.content, self.candidates.offsets, self.candidate_content
         taste = self._taste(vectors)
         taste /= np.maximum(np.linalg.norm(taste, axis=1, keepdims=True), 1e-9)
         last = np.zeros_like(taste)
         some = self.recent.lengths > 0
         last[some] = vectors[self.recent.items[self.recent.offsets[1:][some] - 1]]
         profiles = np.stack([taste, last], axis=1)  # (B, 2, d)
-        found = vectors.take(rows, axis=0)
-        out = np.empty((2, len(rows)), np.float32)
+        out = np.empty((2, len(found)), np.float32)
         for question in range(len(profiles)):
             start, end = offsets[question], offsets[question + 1]
             out[:, start:end] = profiles[question] @ found[start:end].T
+        return out
+
+    @cached_property
+    def session_content(self) -> Column:
+        """float32 (2, R): share of the session's newest items that share a term; whether it has the most frequent."""
+        offsets, found, session = self.candidates.offsets, self.candidate_content, self.session
+        out = np.zeros((2, len(found)), np.float32)
+        some = np.flatnonzero(session.events)
+        if not len(some) or not len(found):
+            return out
+        mine = self.items.content.take(session.items, axis=0)
+        starts = np.searchsorted(session.owner, some)
+        terms = np.zeros((len(self.histories), mine.shape[1]), np.float32)
+        terms[some] = np.add.reduceat((mine > 0).astype(np.float32), starts, axis=0)
+        commonest = terms.argmax(axis=1)
+        known = terms.max(axis=1) > 0  # of the session's items any has a term
+        flat = np.arange(len(found)) * found.shape[1] + commonest.take(self.owner)
+        out[1] = (found.ravel().take(flat) > 0) & known.take(self.owner)
+        for question, start, end in zip(some.tolist(), starts.tolist(), [*starts[1:].tolist(), len(mine)], strict=True):
+            rows = slice(offsets[question], offsets[question + 1])
+            shared = (found[rows] @ mine[start:end].T > 0).astype(np.float32)
+            out[0, rows] = shared @ np.full(end - start, 1 / (end - start), np.float32)
         return out
 
     def _taste(self, vectors: NDArray[np.float32]) -> Column:

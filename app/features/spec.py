@@ -43,6 +43,7 @@ class FeatureSpec(BaseModel):
         features: names in `app.features.catalogue.FEATURES`, in order.
         half_lives_days: decays of the item statistics.
         terms, numbers: item columns that make the content arrays.
+        session_gap_s: the longest silence within a session, seconds.
         year: the number column that is a calendar year; empty: none.
         user_numbers, context_numbers: keys of user columns and request context that are features (absent: 0).
     """
@@ -53,6 +54,7 @@ class FeatureSpec(BaseModel):
     sources: tuple[str, ...]
     features: tuple[str, ...]
     half_lives_days: tuple[float, ...] = (7.0, 60.0, 500.0)
+    session_gap_s: float = 1800.0
     terms: tuple[TermColumn, ...] = ()
     numbers: tuple[NumberColumn, ...] = ()
     year: str = ""

@@ -16,7 +16,7 @@ __all__ = ["ON_REQUEST", "FeatureContext", "feature_names", "features", "make_sp
 # In a spec only when named. Examples know the time of the very next event; serving knows that of the newest event of
 # anybody, which may be days ahead of a user whose events arrive late or are replayed: a ranker that had learned from
 # the gap between them ranked far worse than its own sources (docs/experiments.md).
-ON_REQUEST = ("idle_time",)
+ON_REQUEST = ("idle_time", "session_idle")
 
 
 def make_spec(
@@ -27,6 +27,7 @@ def make_spec(
     also: Sequence[str] = (),
     user_numbers: Sequence[str] = (),
     context_numbers: Sequence[str] = (),
+    session_gap_s: float = 1800.0,
 ) -> FeatureSpec:
     """The spec of all features that make sense for the catalogue's columns, less those named in `without`.
 
@@ -34,12 +35,14 @@ def make_spec(
         also: features of ON_REQUEST to have all the same.
         sources: candidate sources, in the order of the bundle's mix.
         user_numbers, context_numbers: keys of user columns and request context to use as features.
+        session_gap_s: the longest silence within a session, seconds.
     """
     return FeatureSpec(
         sources=tuple(sources),
         features=tuple(name for name in FEATURES if name not in without and (name not in ON_REQUEST or name in also)),
         user_numbers=tuple(user_numbers),
         context_numbers=tuple(context_numbers),
+        session_gap_s=session_gap_s,
         **describe_columns(catalogue),
     )
 

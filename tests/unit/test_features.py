@@ -6,9 +6,13 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.errors import BundleError
+from app.events.windows import Session, WindowFold
 from app.features.items import ItemFeatures
+from app.features.session import CurrentSession
 from app.features.spec import FeatureSpec
 from app.features.statistics import ItemStatistics
 from app.features.table import ON_REQUEST, FeatureContext, feature_names, features, make_spec
@@ -17,6 +21,7 @@ from app.models.interactions import Catalogue, Histories, Interactions
 from app.ranking.examples import training_examples
 from app.retrieval.query import Candidates, Query
 from app.retrieval.sources import retrieve, source_of
+from app.settings import LearnSettings
 from tests.unit.chain_world import DAY_MS, catalogue, interactions
 
 MIX = (("item_knn", 20), ("popularity", 10))
@@ -97,6 +102,71 @@ def test_sources_that_were_not_asked_are_zero_and_order_does_not_matter() -> Non
     assert not column(features(context.spec, fewer), context.spec, "source_score:y").any()
 
 
+def of_times(entries: list[list[tuple[int, int]]], as_of: int) -> Histories:
+    """Histories of (item, second) pairs."""
+    flat = [entry for history in entries for entry in history]
+    offsets = np.cumsum([0, *(len(history) for history in entries)]).astype(np.int64)
+    items, times = (np.array([entry[place] for entry in flat], np.int64) for place in (0, 1))
+    ones = np.ones(len(flat), np.float32)
+    return Histories(items.astype(np.int32), ones, times * 1000, offsets, np.full(len(entries), as_of * 1000, np.int64))
+
+
+def test_settings_may_ask_for_every_feature_on_request() -> None:
+    learn = LearnSettings.model_validate({"extra_features": ON_REQUEST})
+    assert set(ON_REQUEST) <= set(make_spec(Catalogue.of(["a"]), ["x"], also=learn.extra_features).features)
+    with pytest.raises(ValueError, match="extra_features"):
+        LearnSettings.model_validate({"extra_features": ["fortune"]})
+
+
+def test_the_current_session_by_hand() -> None:
+    items, _, context = small_world()
+    spec = make_spec(items, ["x", "y"], also=ON_REQUEST).model_copy(update={"session_gap_s": 60.0})
+    # 0 is another session; then three entries of two items, the last one just within the gap; nobody; one entry
+    histories = of_times([[(3, 0), (0, 100), (1, 130), (1, 190)], [], [(2, 5)]], as_of=251)
+    rows = Candidates(
+        np.array([2, 3, 2, 3, 2, 3], np.int32),
+        np.array([0, 2, 4, 6]),
+        np.ones((6, 2), np.float32),
+        np.ones((6, 2), np.int32),
+    )
+    statistics = context.statistics
+    table = features(spec, FeatureContext(spec, histories, rows, ("x", "y"), context.items, statistics))
+    assert column(table, spec, "session_events") == pytest.approx(np.log1p([3, 3, 0, 0, 1, 1]))
+    assert column(table, spec, "session_minutes") == pytest.approx(np.log1p([1.5, 1.5, 0, 0, 0, 0]))
+    assert column(table, spec, "session_distinct") == pytest.approx([2 / 3, 2 / 3, 0, 0, 1, 1])
+    # of {A}, {A, B}, {A, B}: two share B with item 2 (genre B), none with item 3 (without a genre); A is the commonest
+    assert column(table, spec, "session_shared") == pytest.approx([2 / 3, 0, 0, 0, 1, 0])
+    assert column(table, spec, "session_dominant").tolist() == [0, 0, 0, 0, 1, 0]
+    assert column(table, spec, "session_silence") == pytest.approx(np.log1p([61, 61, 0, 0, 246, 246]))
+    assert not column(table, spec, "session_open").any()  # 61 s of silence
+    later = replace(histories, as_of=histories.as_of + 10**9)
+    moved = features(spec, FeatureContext(spec, later, rows, ("x", "y"), context.items, statistics))
+    for name in ("session_events", "session_minutes", "session_distinct", "session_shared", "session_dominant"):
+        assert np.array_equal(column(table, spec, name), column(moved, spec, name)), name
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 400)), max_size=9), min_size=1, max_size=4),
+    st.integers(0, 90),
+)
+def test_the_current_session_is_the_last_session_window(entries: list[list[tuple[int, int]]], gap: int) -> None:
+    """As windows over the log have it, and of a batch what each history alone has."""
+    histories = of_times([sorted(history, key=lambda entry: entry[1]) for history in entries], as_of=400)
+    found = CurrentSession.of(histories, gap)
+    fold = WindowFold(Session(gap * 1000), ["history"], allowed_lateness_us=10**9)
+    fold.add(pa.table({"history": histories.owner, "event_time": histories.times}))
+    windows = fold.finish().sort_by([("start", "ascending")]).to_pylist() if len(histories.items) else []
+    for number in range(len(histories)):
+        last = next((window for window in reversed(windows) if window["history"] == number), None)
+        assert found.events[number] == (last["count"] if last else 0)
+        if last:
+            length = (last["end"] - last["start"]).total_seconds() * 1e6 - gap * 1000
+            assert found.minutes[number] == pytest.approx(length / 60_000)
+        alone = CurrentSession.of(histories.slice(number, number + 1), gap)
+        assert (alone.events[0], alone.distinct[0]) == (found.events[number], found.distinct[number])
+        assert alone.items.tolist() == found.items[found.owner == number].tolist()
+
+
 def test_the_future_changes_nothing() -> None:
     data = interactions()
     spec = make_spec(catalogue(), [name for name, _ in MIX])
@@ -130,7 +200,7 @@ def test_training_and_serving_give_the_same_numbers() -> None:
     cut = 360
     fit = data.before(int(data.times[cut]))
     sources = {name: source_of(make(name).fit(fit, items)) for name, _ in MIX}
-    spec = make_spec(items, [name for name, _ in MIX])
+    spec = make_spec(items, [name for name, _ in MIX], also=ON_REQUEST)
     statistics, content = ItemStatistics.of(fit, spec.half_lives_days), ItemFeatures.of(spec, items)
     cases = np.arange(cut, len(data), 7)
     examples = training_examples(

@@ -4,11 +4,11 @@ Of an erasure only salted hashes of the ids are kept, and for each topic the off
 at or behind those offsets starts a new history.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.erasure.ledger import ErasureLedger
 
 Kind = Literal["user", "session"]
 KINDS: tuple[Kind, ...] = ("user", "session")
@@ -244,20 +247,51 @@ def owners_of(rows: pa.Table) -> tuple[Ids, Ids]:
 
 
 NOBODY = Erased(Salt(b""), ())
+# Every erasure as of now. Raises RegistryUnavailable: the ledger does not answer.
+ErasedNow = Callable[[], Erased]
+
+
+def nobody() -> Erased:
+    """An `ErasedNow` where no ledger is."""
+    return NOBODY
+
+
+class ErasedWatch:
+    """An `ErasedNow` for whoever goes on asking: the ledger is read again only where it has changed."""
+
+    def __init__(self, settings: Settings, home: Path) -> None:
+        self._settings, self._home = settings, home
+        self._ledger: ErasureLedger | None = None
+        self._mark: tuple[int, int] | None = None
+        self._erased = NOBODY
+
+    def __call__(self) -> Erased:
+        if self._ledger is None:
+            if not self._settings.registry.url and not (self._home / "registry.db").exists():
+                return NOBODY
+            from app.erasure.ledger import ErasureLedger  # SQLAlchemy is not for everybody
+
+            self._ledger = ErasureLedger(self._settings, self._home)
+        mark = self._ledger.mark()
+        if mark != self._mark:
+            self._erased, self._mark = self._ledger.erased(), mark
+        return self._erased
+
+    def close(self) -> None:
+        """Gives the connections back."""
+        if self._ledger is not None:
+            self._ledger.close()
+            self._ledger = None
 
 
 def load_erased(settings: Settings, home: Path) -> Erased:
-    """Every erasure of the ledger, for a process that otherwise needs no database.
+    """Every erasure as of now, once.
 
     Raises:
-        RegistryUnavailable: the database does not answer.
+        RegistryUnavailable: the ledger does not answer.
     """
-    if not settings.registry.url and not (home / "registry.db").exists():
-        return NOBODY
-    from app.erasure.ledger import ErasureLedger  # SQLAlchemy is not for everybody
-
-    ledger = ErasureLedger(settings, home)
+    watch = ErasedWatch(settings, home)
     try:
-        return ledger.erased()
+        return watch()
     finally:
-        ledger.close()
+        watch.close()

@@ -47,6 +47,7 @@ _ERASURES = sa.Table(
     sa.Column("reason", sa.Text),
     sa.Column("places", sa.JSON, nullable=False),
     sa.Column("changed", sa.BigInteger, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),  # counts the changes
     # Of one user one erasure runs: the running one has its key here, which is unique.
     sa.Column("running_key", sa.LargeBinary(16), unique=True),
 )
@@ -135,6 +136,7 @@ class ErasureLedger:
             "state": "running",
             "places": [],
             "changed": _now_ms(),
+            "revision": 1,
             "running_key": key,
         }
         try:
@@ -216,6 +218,12 @@ class ErasureLedger:
         ]
         return Erased(self.salt, entries)
 
+    def mark(self) -> tuple[int, int]:
+        """Differs whenever anything has changed; one small read, for polling."""
+        query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(_ERASURES.c.revision), 0))
+        count, revisions = self._database.rows(query)[0]
+        return int(count), int(revisions)
+
     # --- the database
 
     def _salt(self) -> Salt:
@@ -230,7 +238,7 @@ class ErasureLedger:
         return Salt(bytes(held[0].salt))
 
     def _change(self, erasure: str, **values: Any) -> Erasure:
-        values["changed"] = _now_ms()
+        values |= {"changed": _now_ms(), "revision": _ERASURES.c.revision + 1}
         for name, value in values.items():
             if value is None and name == "plain":
                 values[name] = sa.null()  # not JSON's null

@@ -145,6 +145,7 @@ def _shown(report: "IngestReport") -> dict[str, Any]:
     return {
         "rows": dict(report.rows),
         "duplicates": report.duplicates,
+        "erased": report.erased,
         "dead_letters": dict(report.dead_letters),
         "offsets": report.offsets,
         "gaps": report.gaps,

@@ -35,11 +35,12 @@ def dlq_list(
     json_: show.JsonFlag = False,
 ) -> None:
     """Dead letters: how many, why, and the first ones."""
+    from app.erasure.erased import load_erased
     from app.events.dead_letters import list_dead_letters
 
     session = open_session()
     with cluster.attach(session.settings, session.home, ray=False, say=show.say) as attached:
-        found = list_dead_letters(attached.settings.kafka, limit)
+        found = list_dead_letters(attached.settings.kafka, limit, load_erased(session.settings, session.home))
     if json_:
         show.as_json(found)
         return
@@ -50,12 +51,13 @@ def dlq_list(
 
 def dlq_show(position: Place, json_: show.JsonFlag = False) -> None:
     """One dead letter in full."""
+    from app.erasure.erased import load_erased
     from app.events.dead_letters import show_dead_letter
 
     wanted = _position("manta dlq show", position)
     session = open_session()
     with cluster.attach(session.settings, session.home, ray=False, say=show.say) as attached:
-        found = show_dead_letter(attached.settings.kafka, wanted)
+        found = show_dead_letter(attached.settings.kafka, wanted, load_erased(session.settings, session.home))
     if found is None:
         raise NotFound(f"no dead letter of {position}")
     if json_:
@@ -76,6 +78,7 @@ def dlq_replay(
 
     Sent is what today's rules and settings accept; the rest stays where it is.
     """
+    from app.erasure.erased import load_erased
     from app.events.replay import Choice, replay_dead_letters
 
     wanted = frozenset(_position("manta dlq replay", word) for word in positions or [])
@@ -85,7 +88,8 @@ def dlq_replay(
         cluster.attach(session.settings, session.home, ray=False, say=show.say) as attached,
         show.progress("replay") as bar,
     ):
-        report = replay_dead_letters(attached.settings, choice, dry_run=dry_run, progress=bar)
+        erased = load_erased(session.settings, session.home)
+        report = replay_dead_letters(attached.settings, choice, dry_run=dry_run, progress=bar, erased=erased)
     if json_:
         show.as_json(report.as_json())
     else:

@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from app.erasure.erased import load_erased
 from app.events.topics import ensure_topics
 from app.lake.follow import Wait
 from app.lake.follow import follow as follow_log
@@ -41,12 +43,15 @@ def run_ingest(
     ensure_topics(settings.kafka)
     lake, report = open_lake(settings, home), IngestReport()
     stop: Callable[[], bool] = (lambda: follow(0.0)) if follow is not None else (lambda: False)
-    job = IngestJob(settings, lake, stream, accept_gap=accept_gap, progress=progress, stop=stop, report=report)
+    erased = partial(load_erased, settings, home)
+    job = IngestJob(
+        settings, lake, stream, accept_gap=accept_gap, progress=progress, stop=stop, report=report, erased=erased
+    )
     try:
         job.take_all()
     finally:
         job.close()
     if follow is not None:
-        follow_log(settings, lake, report, follow, accept_gap=accept_gap, progress=progress)
+        follow_log(settings, lake, report, follow, accept_gap=accept_gap, progress=progress, erased=erased)
     report.seconds = time.monotonic() - started
     return report

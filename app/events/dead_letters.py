@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import orjson
 import pyarrow as pa
 
+from app.erasure.erased import NOBODY, Erased
+from app.events.letter_owners import is_erased
 from app.events.messages import DeadLetter, ReplayNote
 from app.events.ranges import OffsetRange, TopicBounds
 from app.events.reader import range_consumer, read_range
@@ -75,10 +77,14 @@ def replay_note(position: Position, moment: str) -> tuple[bytes, bytes]:
     return _REPLAYED + str(position).encode(), orjson.dumps(note.model_dump())
 
 
-def read_dead_letters(settings: KafkaSettings) -> Iterator[dict[str, Any]]:
+def read_dead_letters(settings: KafkaSettings, erased: Erased = NOBODY) -> Iterator[dict[str, Any]]:
     """Every dead letter once, in the order of the topic; `raw` and `key` are base64.
 
     `replayed` is added: when it was last sent back to its topic, None where it waits.
+
+    Args:
+        settings: `settings.kafka`.
+        erased: whose letters are left out.
 
     Raises:
         BrokerUnavailable: the broker cannot be reached.
@@ -92,7 +98,9 @@ def read_dead_letters(settings: KafkaSettings) -> Iterator[dict[str, Any]]:
     for key, value in dlq_messages(settings, held):
         if value and key not in seen and position_of(key) is not None:
             seen.add(key)
-            yield {**orjson.loads(value), "replayed": replayed.get(key)}
+            letter = orjson.loads(value)
+            if not is_erased(letter, erased):
+                yield {**letter, "replayed": replayed.get(key)}
 
 
 def dlq_messages(
@@ -111,7 +119,7 @@ def dlq_messages(
         consumer.close()
 
 
-def list_dead_letters(settings: KafkaSettings, limit: int = 100) -> dict[str, Any]:
+def list_dead_letters(settings: KafkaSettings, limit: int = 100, erased: Erased = NOBODY) -> dict[str, Any]:
     """`{"total", "by_reason", "replayed", "messages": [{topic, partition, offset, reason, time, detail}]}`.
 
     Those that wait, the first `limit` of them in full; `replayed` counts those that stand in their topic again.
@@ -122,7 +130,7 @@ def list_dead_letters(settings: KafkaSettings, limit: int = 100) -> dict[str, An
     reasons: Counter[str] = Counter()
     replayed = 0
     messages: list[dict[str, Any]] = []
-    for letter in read_dead_letters(settings):
+    for letter in read_dead_letters(settings, erased):
         if letter["replayed"] is not None:
             replayed += 1
             continue
@@ -134,13 +142,13 @@ def list_dead_letters(settings: KafkaSettings, limit: int = 100) -> dict[str, An
     return {**counts, "messages": messages}
 
 
-def show_dead_letter(settings: KafkaSettings, wanted: Position) -> dict[str, Any] | None:
+def show_dead_letter(settings: KafkaSettings, wanted: Position, erased: Erased = NOBODY) -> dict[str, Any] | None:
     """The whole dead letter of one source position; None: there is none.
 
     Raises:
         BrokerUnavailable: the broker cannot be reached.
     """
-    return next((one for one in read_dead_letters(settings) if position_in(one) == wanted), None)
+    return next((one for one in read_dead_letters(settings, erased) if position_in(one) == wanted), None)
 
 
 def position_in(letter: Mapping[str, Any]) -> Position:

@@ -16,10 +16,12 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
+from app.erasure.erased import NOBODY, Erased
 from app.events.columns import RECORDS
 from app.events.dead_letters import Position, is_whole, position_in, read_dead_letters, replay_note
 from app.events.decode import TABLES, decode_topic
 from app.events.entities import ID_FIELDS
+from app.events.letter_owners import is_erased
 from app.events.producer import EventProducer
 from app.events.ranges import OffsetRange
 from app.events.reader import range_consumer, read_range
@@ -90,7 +92,12 @@ class ReplayReport:
 
 
 def replay_dead_letters(
-    settings: Settings, choice: Choice, *, dry_run: bool = False, progress: Callable[[int], None] | None = None
+    settings: Settings,
+    choice: Choice,
+    *,
+    dry_run: bool = False,
+    progress: Callable[[int], None] | None = None,
+    erased: Erased = NOBODY,
 ) -> ReplayReport:
     """Sends dead letters back to their topics.
 
@@ -99,6 +106,7 @@ def replay_dead_letters(
         choice: which.
         dry_run: look and count, send nothing.
         progress: called with the number of letters looked at.
+        erased: whose letters are refused, with the reason `erased`.
 
     Raises:
         BrokerUnavailable: the broker cannot be reached or does not acknowledge. What was sent is noted, or is counted
@@ -110,7 +118,7 @@ def replay_dead_letters(
     found: set[Position] = set()
     producer = EventProducer(settings.kafka, delivery_timeout_s=_DELIVERY_S, linger_ms=20)
     try:
-        chosen = _chosen(settings, choice, report, found)
+        chosen = _chosen(settings, choice, report, found, erased)
         while letters := list(islice(chosen, _BATCH)):
             for topic in sorted({letter["topic"] for letter in letters}):
                 ours = [letter for letter in letters if letter["topic"] == topic]
@@ -127,7 +135,9 @@ def replay_dead_letters(
     return report
 
 
-def _chosen(settings: Settings, choice: Choice, report: ReplayReport, found: set[Position]) -> Iterator[Letter]:
+def _chosen(
+    settings: Settings, choice: Choice, report: ReplayReport, found: set[Position], erased: Erased
+) -> Iterator[Letter]:
     """The letters that are meant and wait."""
     for letter in read_dead_letters(settings.kafka):
         if not choice.takes(letter):
@@ -137,6 +147,8 @@ def _chosen(settings: Settings, choice: Choice, report: ReplayReport, found: set
             found.add(position_in(letter))
         if letter["replayed"] is not None:
             report.already += 1
+        elif is_erased(letter, erased):
+            report.refuse(letter, "erased", "it is about somebody who was erased since")
         else:
             yield letter
 

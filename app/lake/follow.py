@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 
+from app.erasure.erased import NOBODY, Erased
 from app.errors import BrokerUnavailable, MantaError
 from app.events.blocks import read_here
 from app.events.ranges import TopicBounds
@@ -25,6 +26,7 @@ def follow(
     *,
     accept_gap: bool = False,
     progress: ReadProgress | None = None,
+    erased: Callable[[], Erased] = lambda: NOBODY,
 ) -> None:
     """Commits what has come every `ingest.follow_s` seconds, at most `ingest.follow_rows` messages at a time.
 
@@ -37,7 +39,7 @@ def follow(
         lake: where to; it has been brought up to the log's end.
         report: what is counted goes into it.
         wait: how it is told to stop; a commit under way is finished first.
-        accept_gap, progress: as `IngestJob`.
+        accept_gap, progress, erased: as `IngestJob`.
 
     Raises:
         GapError, MantaError: as `IngestJob.take_all`.
@@ -46,7 +48,14 @@ def follow(
     rows = min(ingest.follow_rows, ingest.chunk_rows)
     bounded = settings.model_copy(update={"ingest": ingest.model_copy(update={"chunk_rows": rows})})
     job = IngestJob(
-        bounded, lake, read_here, accept_gap=accept_gap, progress=progress, stop=lambda: wait(0.0), report=report
+        bounded,
+        lake,
+        read_here,
+        accept_gap=accept_gap,
+        progress=progress,
+        stop=lambda: wait(0.0),
+        report=report,
+        erased=erased,
     )
     seen: dict[str, TopicBounds] = {}
     rounds = 0

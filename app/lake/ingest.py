@@ -12,11 +12,14 @@ from typing import Any
 import pyarrow as pa
 from pyiceberg.exceptions import CommitFailedException
 
+from app.erasure.erased import NOBODY, Erased
 from app.errors import MantaError
 from app.events.blocks import Reader, ReadFailed
 from app.events.decode import TABLES
 from app.events.entities import ID_FIELDS, latest_versions
+from app.events.identity import Hashes
 from app.events.letter_box import DeadLetterBox
+from app.events.letter_owners import of_others
 from app.events.ranges import OffsetRange, chunks
 from app.events.schema import DLQ, EVENTS, IMPRESSIONS, ITEMS, USERS
 from app.events.topics import bounds
@@ -43,6 +46,7 @@ class IngestReport:
     Attributes:
         rows: table to rows appended (of `items` and `users`: versions applied).
         duplicates: events that counted already.
+        erased: messages about users who were erased, from before that.
         dead_letters: reason to messages that went to `events.dlq`.
         offsets: topic to partition to the next offset, after the last commit.
         gaps: gaps accepted now.
@@ -53,6 +57,7 @@ class IngestReport:
 
     rows: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
+    erased: int = 0
     dead_letters: Counter[str] = field(default_factory=Counter)
     offsets: dict[str, dict[int, int]] = field(default_factory=dict)
     gaps: list[dict[str, Any]] = field(default_factory=list)
@@ -72,6 +77,8 @@ class IngestJob:
         progress: called as blocks arrive.
         stop: asked behind each commit: what is left is for the next run.
         report: one to go on with.
+        erased: who is erased by now; asked behind each look at the table: an erasure that comes later makes the commit
+            fail.
     """
 
     def __init__(
@@ -84,6 +91,7 @@ class IngestJob:
         progress: ReadProgress | None = None,
         stop: Callable[[], bool] = lambda: False,
         report: IngestReport | None = None,
+        erased: Callable[[], Erased] = lambda: NOBODY,
     ) -> None:
         self.report = report or IngestReport()
         self._letters = DeadLetterBox(settings.kafka)
@@ -93,6 +101,8 @@ class IngestJob:
         self._accept_gap = accept_gap
         self._progress = progress
         self._stop = stop
+        self._load_erased = erased
+        self._erased = NOBODY.on("", "")
         self._known = KnownEvents(int(settings.events.dedup_days * 86_400_000))
         self._left: dict[str, TopicOffsets] | None = None  # where `events` stood after our last commit
 
@@ -134,6 +144,7 @@ class IngestJob:
         held = bounds(self._settings.kafka, [topic])[topic]
         if not held.exists:
             return  # the offsets stay: a topic that is made anew under them is named
+        self._erased = self._load_erased().on(topic, held.topic_id)
         stood = now.progress.topics.get(topic, TopicOffsets("", {}))
         if topic == EVENTS and now.progress.topics != self._left:
             self._known.forget()  # another has committed events that are not remembered
@@ -179,15 +190,26 @@ class IngestJob:
             reach("ingest:read")
             fresh, refused = block.decoded.events, block.decoded.rejected
             done += len(fresh) + len(refused)
-            if block.hashes is not None:
-                kept = self._known.fresh(fresh, block.hashes, now)
+            fresh, hashes = self._of_others(fresh, block.hashes)
+            if hashes is not None:
+                kept = self._known.fresh(fresh, hashes, now)
                 doubled += len(fresh) - len(kept)
                 fresh = kept
             accepted.append(fresh)
-            self._letters.add(refused)
+            self._letters.add(of_others(refused, self._erased))
             if self._progress is not None:
                 self._progress(topic, min(done, todo), todo)
         return pa.concat_tables(accepted), doubled
+
+    def _of_others(self, fresh: pa.Table, hashes: Hashes | None) -> tuple[pa.Table, Hashes | None]:
+        """The rows, with their identities, that are not about somebody who was erased since."""
+        if "user_id" not in fresh.column_names:
+            return fresh, hashes
+        gone = self._erased.rows(fresh)
+        if not gone.any():
+            return fresh, hashes
+        self.report.erased += int(gone.sum())
+        return fresh.filter(pa.array(~gone)), None if hashes is None else hashes[~gone]
 
     def _commit(
         self,

@@ -10,6 +10,8 @@ import orjson
 import pyarrow as pa
 import pytest
 
+from app.erasure.erased import Boundary, Entry, Erased, Salt, TopicEnd
+from app.erasure.places import Subject
 from app.errors import BrokerUnavailable
 from app.events import topics
 from app.events.blocks import ReadBlock, ReadFailed, block_hashes
@@ -19,6 +21,7 @@ from app.events.ranges import OffsetRange, TopicBounds
 from app.events.schema import EVENTS
 from app.lake import ingest
 from app.lake.commit import TopicOffsets
+from app.lake.erase import erase_rows
 from app.lake.ingest import IngestJob
 from app.lake.snapshot import snapshot
 from app.lake.tables import open_lake
@@ -99,6 +102,33 @@ def test_offsets_outlive_a_topic_or_partition_that_the_broker_does_not_name(log:
     assert log.offsets == TopicOffsets("id", dict.fromkeys(BOTH, 3))
     log.take(TopicBounds(EVENTS, "id", {0: 0}, {0: 4}))
     assert log.offsets == TopicOffsets("id", {0: 4, 1: 3})
+
+
+def test_who_was_erased_stays_out_also_where_the_erasure_comes_while_it_is_read(tmp_path: Path) -> None:
+    """An erasure clears the lake of what is there; ingest, which has read more meanwhile, must not bring it back."""
+    salt = Salt(b"salt")
+    ends = {EVENTS: TopicEnd("id", dict.fromkeys(BOTH, 6))}
+    known = [Erased(salt, ())]
+    log = Log(tmp_path)
+    log.job.close()
+    log.job = IngestJob(SETTINGS, log.lake, log.read, erased=lambda: known[0])
+
+    def read(settings: Settings, chunk: Sequence[OffsetRange]) -> Iterator[ReadBlock]:
+        yield from log.read(settings, chunk)
+        if len(known[0]):
+            return
+        known[0] = Erased(salt, [Entry(frozenset({salt.key("user", "u")}), Boundary(0, ends))])
+        erase_rows(log.lake, EVENTS, Subject("e", "u", (), 0, ends))
+
+    try:
+        log.take(held(2))
+        log.job._read_chunk = read
+        log.take(held(8))
+    finally:
+        log.job.close()
+    assert log.ids() == sorted(f"{part}-{offset}" for part in BOTH for offset in (6, 7))
+    assert (log.job.report.lost_commits, log.job.report.erased) == (1, 8)
+    assert log.offsets.next == dict.fromkeys(BOTH, 8)
 
 
 def test_a_topic_of_which_the_broker_does_not_tell_is_not_taken_for_missing() -> None:

@@ -15,7 +15,7 @@ from confluent_kafka import Producer
 from kafka import TopicPartition
 
 from app.errors import GapError
-from app.events.dead_letters import list_dead_letters
+from app.events.dead_letters import dlq_messages, list_dead_letters
 from app.events.producer import EventProducer
 from app.events.schema import DLQ, EVENTS, ITEMS
 from app.events.topics import administration, bounds, ensure_topics
@@ -49,6 +49,9 @@ def test_killed_at_five_points_and_run_again_every_event_is_there_once(world: Wo
         world.produce(100, seed=place + 1)
     world.ingest_here()
     world.check()
+    kafka = world.settings.kafka
+    written = [key for key, _ in dlq_messages(kafka, bounds(kafka, [DLQ])[DLQ])]
+    assert len(written) == world.bad, "what stood in the topic was written again"
 
 
 def test_of_two_ingests_at_once_one_wins_each_commit_and_nothing_doubles(world: World) -> None:

@@ -1,6 +1,7 @@
 """What the writer's store keeps, and what it forgets."""
 
 from pathlib import Path
+from typing import Any
 
 from app.settings import Settings
 from app.state import layout
@@ -33,6 +34,43 @@ def test_identities_are_forgotten_after_twice_the_horizon(tmp_path: Path) -> Non
     again = [StateEvent(0, 800 + n, 11 * DAY, str(500 + n), "u", None, "x", "click", 0, NAN) for n in range(300)]
     store.apply(Batch(events=again, offsets={("events", 0): 1100}))
     assert (store.totals.events, store.totals.duplicates) == (800, 300)
+    store.close()
+
+
+def test_a_crash_in_a_batch_finds_all_of_it_or_nothing(tmp_path: Path) -> None:
+    """RocksDB writes a write batch whole or not at all: there must be one, with the offsets in it."""
+
+    class Crashing:
+        """A database whose process ends at its second write."""
+
+        def __init__(self, db: object) -> None:
+            self._db, self._left = db, 1
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._db, name)
+
+        def write(self, batch: object) -> None:
+            if not self._left:
+                raise OSError("killed")
+            self._left -= 1
+            self._db.write(batch)  # type: ignore[attr-defined]
+
+    store = StateStore(tmp_path / "db", Settings())
+    batch = clicks(0, 5, 0)
+    items, users = [("i", b'{"year":1}')], [("u", b'{"age":1}')]
+    merge = StateEvent(0, 5, 0, None, "u", "s", None, "merge", 0, NAN)
+    offsets = {("events", 0): 6, ("items", 0): 1, ("users", 0): 1}
+    whole = Batch([*batch.events, merge], items, users, offsets, {"json": 1}, {"gap": 2})
+    real = store._db
+    store._db = Crashing(real)
+    store.apply(whole)
+    store._db = real
+    store.close()
+    store = StateStore(tmp_path / "db", Settings())
+    assert store.offsets() == {"events": {0: 6}, "items": {0: 1}, "users": {0: 1}}
+    assert (store.totals.skipped, store.totals.jumps, identities(store)) == ({"json": 1}, {"gap": 2}, 5)
+    for family in (layout.HISTORIES, layout.LINKS, layout.ITEMS, layout.USERS):
+        assert list(store._families[family].keys()), family
     store.close()
 
 

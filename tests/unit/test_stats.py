@@ -15,7 +15,7 @@ from app.settings import Settings
 from app.stats.batch import StatsBatch
 from app.stats.counters import DAY_US, HOUR_US
 from app.stats.fold import StatsFold
-from app.stats.held import ANSWERS, DAYS, HOURS, Changes, MemoryHeld
+from app.stats.held import ANSWERS, DAYS, HOURS, ITEMS, META, SEEN, Changes, MemoryHeld
 from app.stats.reader import Bucket, StatsReader
 from app.stats.store import RocksHeld, StatsPaths
 
@@ -169,6 +169,21 @@ def test_a_write_that_fails_changes_nothing_and_is_done_again() -> None:
         assert fold.offsets() == {EVENTS: {0: 1}, IMPRESSIONS: {0: 1}}
         assert _clicks(held) == [1]
         assert fold.totals["events"] == 1
+
+
+def test_figures_identities_and_offsets_are_one_write() -> None:
+    """What is held is written whole or not at all: a crash between two writes would count twice, or lose."""
+    written: list[Changes] = []
+
+    class Noting(MemoryHeld):
+        def write(self, changes: Changes) -> None:
+            written.append(changes)
+            super().write(changes)
+
+    log = Log()
+    StatsFold(Noting(), SETTINGS).apply(log.batch(answer(0, "r1"), event(1, request_id="r1")), now_us=NOW)
+    (changes,) = written
+    assert {HOURS, DAYS, ANSWERS, SEEN, META, ITEMS} <= set(changes)
 
 
 def test_a_reaction_changes_no_final_window_even_where_its_record_still_lives() -> None:

@@ -18,6 +18,7 @@ from app.api.service import Json, Step
 from app.chain.request import Answer, Request, similar
 from app.errors import NotFound, StateUnavailable
 from app.events.producer import EventProducer
+from app.own_folders import hold
 from app.settings import Settings
 from app.state.replica import StateReplica
 from deployments import ingress
@@ -85,6 +86,7 @@ class Gateway:
         self._producer = EventProducer(settings.kafka, max_optional=settings.serve.impressions_buffer)
         self._live_figures = Figures(settings, self._home, name, self._state)
         self._cache_folder = self._home / "cache" / name
+        self._cache_mark = hold(self._cache_folder)
         self._answering = Answering(
             settings,
             self._state,
@@ -154,6 +156,7 @@ class Gateway:
         self._live_figures.close()
         self._state.close()
         shutil.rmtree(self._cache_folder, ignore_errors=True)
+        self._cache_mark.close()
 
     # The bundles
 
@@ -330,7 +333,8 @@ class Gateway:
         """As `Service.readiness`."""
         try:
             await self._fresh()
-            state: dict[str, Any] = {"ready": True}
+            stopped = self._state.shortage()
+            state: dict[str, Any] = {"ready": True} if stopped is None else {"ready": True, "writer": str(stopped)}
         except StateUnavailable as error:
             state = {"ready": False, "reason": str(error)}
         missing = [name for name in self.settings.surfaces if name not in self._answering.lanes]
@@ -359,12 +363,16 @@ class Gateway:
 
     def _figures(self) -> None:
         seen_ms = self._state.writer_seen_ms()
+        free, used = self._state.disk()
         figures = {
             "in_flight": self._edge.in_flight,
             "shed": self._edge.shed,
             "impressions_dropped": self._dropped(),
             "state_writer_silent_seconds": max(0.0, time.time() - seen_ms / 1000) if seen_ms else 0.0,
             "state_lag_messages": self._state.lag(),
+            "state_writer_stopped": int(self._state.shortage() is not None),
+            "state_bytes": used,
+            "disk_free_bytes": free,
             "catch_ups": self._follower.catch_ups,
         }
         for name, value in figures.items():

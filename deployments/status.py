@@ -13,6 +13,8 @@ from app.errors import MantaError
 from app.settings import Settings
 from app.state.layout import StatePaths
 from app.state.position import Position
+from app.state.room import free_bytes, used_bytes
+from app.stats.store import StatsPaths
 from deployments import retention
 from deployments.environment import token_path
 from deployments.processes import Process
@@ -41,7 +43,12 @@ def status(home: Path, surfaces: list[dict[str, Any]], settings: Settings) -> di
     if run is None or not run.alive():
         kafka = settings.kafka.bootstrap_servers or None
         nothing: dict[str, Any] = {"state": "down", "endpoint": None, "dashboard": None, "kafka": kafka}
-        left = {"lag": {}, "retention": retention.current(settings, home, up=False), "processes": []}
+        left = {
+            "lag": {},
+            "disk": disk(home),
+            "retention": retention.current(settings, home, up=False),
+            "processes": [],
+        }
         return {**nothing, "home": str(home), "surfaces": surfaces, **left}
     return {
         "state": run.state,
@@ -51,6 +58,7 @@ def status(home: Path, surfaces: list[dict[str, Any]], settings: Settings) -> di
         "home": str(home),
         "surfaces": surfaces,
         "lag": lag(home),
+        "disk": disk(home),
         "retention": retention.read(home),
         "processes": processes(run),
     }
@@ -65,6 +73,32 @@ def lag(home: Path) -> dict[str, Any]:
     try:
         silent_s = max(0.0, time.time() - position.heartbeat_ms / 1000)
         return {"state_messages": position.lag, "state_writer_silent_s": round(silent_s, 3)}
+    finally:
+        position.close()
+
+
+def disk(home: Path, *, up: bool = True) -> dict[str, Any]:
+    """What state and figures take of the disk, how much room it has, and why the state's writer has stopped if it has.
+
+    Empty where there is no home yet.
+    """
+    if not home.is_dir():
+        return {}
+    return {
+        "free_bytes": free_bytes(home),
+        "state_bytes": used_bytes(StatePaths.of(home).root),
+        "stats_bytes": used_bytes(StatsPaths(home).root),
+        "stopped": _stopped(home) if up else None,
+    }
+
+
+def _stopped(home: Path) -> str | None:
+    try:
+        position = Position.open(StatePaths.of(home).position)
+    except MantaError:
+        return None
+    try:
+        return None if position.shortage is None else str(position.shortage)
     finally:
         position.close()
 

@@ -158,7 +158,7 @@ def _report(session: Session, json_: bool) -> None:
     if json_:
         show.as_json(document)
         return
-    show.facts({key: document[key] for key in ("state", "endpoint", "dashboard", "kafka", "home", "lag")})
+    show.facts({key: document[key] for key in ("state", "endpoint", "dashboard", "kafka", "home", "lag", "disk")})
     print()
     show.table(document["surfaces"], ["surface", "bundle"], "no surfaces")
     print()

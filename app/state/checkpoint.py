@@ -19,6 +19,7 @@ from app.artifacts import Place, StoreError
 from app.errors import MantaError, StateUnavailable
 from app.settings import Settings
 from app.state.layout import FORMAT, StatePaths, current_generation, database
+from app.state.room import is_held_by_another
 from app.state.store import StateStore
 
 MANIFEST = "checkpoint.json"
@@ -120,7 +121,7 @@ def _make(settings: Settings, paths: StatePaths) -> None:
     try:
         store = StateStore(path, settings, generation=generation)
     except StateUnavailable as error:
-        if "lock" not in str(error).lower():
+        if not is_held_by_another(error):
             raise
         _ask_writer(paths)
         return

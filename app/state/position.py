@@ -15,6 +15,7 @@ from pathlib import Path
 
 from app.errors import StateUnavailable
 from app.events.schema import EVENTS, ITEMS, USERS
+from app.state.room import Shortage
 
 TOPICS = (EVENTS, ITEMS, USERS)
 MAX_PARTITIONS = 4096
@@ -24,6 +25,7 @@ _WORDS = _HEAD + len(TOPICS) * MAX_PARTITIONS
 SIZE = _WORDS * 8
 # Words of the head.
 _MOVES, _GENERATION, _ITEMS, _WATERMARK, _HEARTBEAT, _PID, _LAG, _SINCE = range(1, 9)
+_STOPPED, _FREE, _WANTED, _BYTES = range(9, 13)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,17 @@ class Position:
         if lag is not None:
             self._words[_LAG] = lag
 
+    def show_shortage(self, shortage: Shortage | None) -> None:
+        """Says that nothing is applied for want of room, or that there is room (None)."""
+        words = self._words
+        if shortage is not None:
+            words[_FREE], words[_WANTED] = shortage
+        words[_STOPPED] = int(shortage is not None)
+
+    def show_disk(self, free: int, used: int) -> None:
+        """Says how much room the disk has, and what the state takes of it; bytes."""
+        self._words[_FREE], self._words[_BYTES] = free, used
+
     # --- the readers' side
 
     @property
@@ -149,6 +162,22 @@ class Position:
     def lag(self) -> int:
         """Messages in the log that are not applied, as of the last second; -1: the broker is away."""
         return self._words[_LAG]
+
+    @property
+    def shortage(self) -> Shortage | None:
+        """Why the writer applies nothing; None: it does."""
+        words = self._words
+        return Shortage(words[_FREE], words[_WANTED]) if words[_STOPPED] else None
+
+    @property
+    def free_bytes(self) -> int:
+        """Room on the disk, as of the last seconds."""
+        return self._words[_FREE]
+
+    @property
+    def used_bytes(self) -> int:
+        """What the state takes of the disk, as of the last seconds."""
+        return self._words[_BYTES]
 
     @property
     def writer_pid(self) -> int:

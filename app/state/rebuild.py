@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from app.erasure.erased import Erased, load_erased
 from app.errors import MantaError, StateUnavailable
 from app.events.schema import EVENTS, ITEMS, USERS
 from app.events.topics import bounds
@@ -21,6 +22,7 @@ from app.state.batch import Batch
 from app.state.feed import TOPICS, StateFeed
 from app.state.layout import StatePaths, choose_generation, current_generation, database
 from app.state.messages import events_of, to_batch
+from app.state.room import Room, is_out_of_space
 from app.state.store import StateStore
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
@@ -37,8 +39,10 @@ _EVENT_FIELDS = (
     "offset",
     "record_time",
 )
+_PLACE = ("partition", "offset", "record_time")
 _ROWS = 50_000
 _STALLED_S = 30.0
+_NO_ROOM = "state rebuild: no room on the disk for a second database, the one in use stays"
 
 
 @dataclass(slots=True)
@@ -76,21 +80,35 @@ def rebuild(settings: Settings, home: Path, lake: Lake, progress: Progress | Non
         progress: told of each step.
 
     Raises:
-        MantaError: another rebuild is running, or the broker or the lake cannot be read.
+        MantaError: another rebuild is running, the broker or the lake cannot be read, or the disk has no room.
     """
     started, databases = time.monotonic(), StatePaths.of(home).databases
     generation = current_generation(databases) + 1
     report = RebuildReport(generation)
     store = _fresh(database(databases, generation), settings, generation)
-    say = progress or (lambda *_: None)
+    room = Room(home, settings.state.min_free_bytes)
+
+    def say(what: str, done: int, total: int) -> None:
+        if (shortage := room.shortage()) is not None:
+            raise MantaError(f"{_NO_ROOM}: found {shortage.free:,} bytes free, wanted {shortage.wanted:,}")
+        if progress is not None:
+            progress(what, done, total)
+
     try:
-        _take_events(snapshot(lake, EVENTS), store, report, say)
-        report.items = _take_entities(snapshot(lake, ITEMS), store, say)
-        report.users = _take_entities(snapshot(lake, USERS), store, say)
-        _follow(settings, store, report, say)
+        # After the database is held: an erasure waits for this to be over, or is known here
+        erased = load_erased(settings, home)
+        _take_events(snapshot(lake, EVENTS), erased, store, report, say)
+        report.items = _take_entities(snapshot(lake, ITEMS), erased, store, say)
+        report.users = _take_entities(snapshot(lake, USERS), erased, store, say)
+        _follow(settings, erased, store, report, say)
         store.flush()
-    finally:
+    except BaseException as error:
         store.close()
+        shutil.rmtree(store.path, ignore_errors=True)
+        if is_out_of_space(error) and not isinstance(error, MantaError):
+            raise MantaError(f"{_NO_ROOM}: {error}") from None
+        raise
+    store.close()
     choose_generation(databases, generation)
     report.seconds = time.monotonic() - started
     return report
@@ -106,30 +124,40 @@ def _fresh(path: Path, settings: Settings, generation: int) -> StateStore:
     return StateStore(path, settings, generation=generation)
 
 
-def _take_events(events: Snapshot, store: StateStore, report: RebuildReport, say: Progress) -> None:
+def _take_events(events: Snapshot, erased: Erased, store: StateStore, report: RebuildReport, say: Progress) -> None:
     total = events.rows
     for table in _batches(events, _EVENT_FIELDS):
-        store.apply(Batch(events=events_of(table)))
         report.events += len(table)
+        table = _about_others(table, EVENTS, erased)
+        store.apply(Batch(events=events_of(table)))
         say("events from the lake", report.events, total)
     _take_offsets(events, store)
 
 
-def _take_entities(entities: Snapshot, store: StateStore, say: Progress) -> int:
+def _take_entities(entities: Snapshot, erased: Erased, store: StateStore, say: Progress) -> int:
     """Items or users; a withdrawn item comes with the columns that it had."""
     done, total = 0, entities.rows
-    for table in _batches(entities, ("item_id" if entities.table == ITEMS else "user_id", "available", "columns")):
+    shown = ["item_id" if entities.table == ITEMS else "user_id", "available", "columns"]
+    for table in _batches(entities, (*shown, *_PLACE)):
         found: list[tuple[str, bytes | None]] = []
-        for name, available, columns in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        done += len(table)
+        if entities.table == USERS:
+            table = _about_others(table, USERS, erased)
+        for name, available, columns in zip(*(column.to_pylist() for column in table.select(shown)), strict=True):
             if columns is not None and (available or entities.table == ITEMS):
                 found.append((name, columns.encode()))
             if not available:
                 found.append((name, None))
         store.apply(Batch(items=found) if entities.table == ITEMS else Batch(users=found))
-        done += len(table)
         say(f"{entities.table} from the lake", done, total)
     _take_offsets(entities, store)
     return done
+
+
+def _about_others(table: pa.Table, topic: str, erased: Erased) -> pa.Table:
+    """Rows without those from before an erasure of whom they are about."""
+    gone = erased.stored(topic, table)
+    return table.filter(pa.array(~gone)) if gone.any() else table
 
 
 def _take_offsets(source: Snapshot, store: StateStore) -> None:
@@ -150,7 +178,7 @@ def _batches(source: Snapshot, names: tuple[str, ...]) -> Iterator[pa.Table]:
             yield table.slice(start, _ROWS)
 
 
-def _follow(settings: Settings, store: StateStore, report: RebuildReport, say: Progress) -> None:
+def _follow(settings: Settings, erased: Erased, store: StateStore, report: RebuildReport, say: Progress) -> None:
     """Reads on from the lake's offsets to the ends that the topics have now."""
     ends = {
         (topic, partition): end
@@ -163,7 +191,7 @@ def _follow(settings: Settings, store: StateStore, report: RebuildReport, say: P
         while (left := _missing(ends, store)) and time.monotonic() - moved < _STALLED_S:
             if read := feed.poll(0.1, settings.state.batch_events):
                 moved = time.monotonic()
-                batch = to_batch(read, settings.events)
+                batch = to_batch(read, settings.events, erased, feed.topic_ids)
                 store.apply(batch)
                 report.followed += len(batch)
                 say("messages from Kafka", max(0, first - left), first)

@@ -5,18 +5,20 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import orjson
 from rocksdict import Rdict
 
 from app.errors import StateUnavailable
+from app.own_folders import hold
 from app.state import layout
 from app.state.batch import session_key, user_key
 from app.state.history import read
 from app.state.merging import Link
 from app.state.position import Position
 from app.state.reader import ItemChange, Kind, UserHistory
+from app.state.room import Shortage
 from app.state.store import ITEM
 
 
@@ -51,6 +53,7 @@ class StateReplica:
         self._view: _View | None = None
         self._caught = -1
         self._opened = 0
+        self._mark: IO[bytes] | None = None
 
     @classmethod
     def of_home(cls, home: Path, name: str) -> "StateReplica":
@@ -109,6 +112,8 @@ class StateReplica:
 
     def _open(self, generation: int) -> _View:
         self._opened += 1
+        if self._mark is None:
+            self._mark = hold(self._own_path)
         own_path = self._own_path / f"{generation:08d}-{self._opened}"
         view = _View(layout.database(self._databases, generation), own_path, generation)
         if self._view is not None:  # its readers in flight hold it still
@@ -121,6 +126,9 @@ class StateReplica:
             self._view = None
             self._caught = -1
             shutil.rmtree(self._own_path, ignore_errors=True)
+            if self._mark is not None:
+                self._mark.close()
+                self._mark = None
 
     # --- reading
 
@@ -178,6 +186,14 @@ class StateReplica:
     def lag(self) -> int:
         """Messages in the log that the writer has not applied, as of the last second; -1: it cannot tell."""
         return self._position.lag if self._position else -1
+
+    def shortage(self) -> Shortage | None:
+        """Why the writer applies nothing; None: it does, or none was ever seen."""
+        return self._position.shortage if self._position else None
+
+    def disk(self) -> tuple[int, int]:
+        """(bytes free, bytes of the state) on the node's disk, as of the last seconds."""
+        return (self._position.free_bytes, self._position.used_bytes) if self._position else (0, 0)
 
     def writer_seen_ms(self) -> int:
         """When the writer was last alive, milliseconds since 1970; 0: never seen."""

@@ -11,16 +11,22 @@ from typing import Any
 from app.errors import StateUnavailable
 from app.events.schema import EVENTS
 from app.settings import Settings
+from app.state.batch import Batch
 from app.state.checkpoint import make_checkpoint, restore_newest
-from app.state.feed import StateFeed
+from app.state.erasures import NodeErasures
+from app.state.feed import Read, StateFeed
 from app.state.layout import StatePaths, choose_generation, current_generation, database, remove_older
+from app.state.leftovers import remove_leftovers
 from app.state.messages import to_batch
 from app.state.position import Position
+from app.state.room import Room, Shortage, free_bytes, is_held_by_another, is_out_of_space, used_bytes
 from app.state.store import StateStore, Totals
 
 _POLL_S = 0.1
 _LOOK_S = 0.5  # lag, and whether another database was chosen
 _LOCK_S = 0.05
+_ROOM_S = 0.25
+_TIDY_S = 10.0
 _REACH_S = 10.0
 _OLD_S = 60.0  # by then every replica that answers has followed to the database in use
 
@@ -28,16 +34,23 @@ log = logging.getLogger("manta.state")
 
 
 class StateWriterLoop:
-    """One thread's work. `run` blocks; everything else may be called from other threads."""
+    """One thread's work. `run` blocks; everything else may be called from other threads.
+
+    Attributes:
+        erasures: what is asked of it on behalf of those who are erased.
+    """
 
     def __init__(self, settings: Settings, home: Path) -> None:
         """Takes settings with the broker's address, and the MANTA_HOME."""
-        self._settings, self._paths = settings, StatePaths.of(home)
+        self.erasures = NodeErasures(settings, home)
+        self._settings, self._home, self._paths = settings, home, StatePaths.of(home)
+        self._room = Room(home, settings.state.min_free_bytes)
+        self._shortage: Shortage | None = None
         self._stop = threading.Event()
         self._store: StateStore | None = None
         self._feed: StateFeed | None = None
         self._lag: dict[str, int] = {}
-        self._looked = 0.0
+        self._looked = self._tidied = 0.0
         self._opened = 0.0
         self._started = time.time()
 
@@ -48,6 +61,8 @@ class StateWriterLoop:
     def run(self) -> None:
         """Applies what the topics bring until `stop`; on to another database whenever one is chosen.
 
+        Where the disk has no room nothing is applied until it has: the database is closed, and opened again.
+
         Raises:
             StateUnavailable: the database cannot be opened or written; one that another writer holds is waited for.
         """
@@ -55,7 +70,14 @@ class StateWriterLoop:
         position = Position.create(self._paths.position)
         try:
             while not self._stop.is_set():
-                self._serve(position, current_generation(self._paths.databases))
+                self._wait_for_room(position)
+                try:
+                    self._serve(position, current_generation(self._paths.databases))
+                except Exception as error:  # rocksdict raises bare exceptions
+                    if not is_out_of_space(error):
+                        raise
+                    log.error("nothing is applied, the disk is full: %s", error)
+                    self._room.ran_out()
         finally:
             position.close()
 
@@ -63,11 +85,12 @@ class StateWriterLoop:
         """What it does: pid, offsets, lag, totals, and what is wrong if anything is."""
         store, feed = self._store, self._feed
         state = "waiting for the database" if store is None else "reading" if feed and feed.connected else "no broker"
+        shortage = self._shortage
         return {
-            "state": state,
+            "state": "stopped" if shortage else state,
             "pid": os.getpid(),
             "started": self._started,
-            "error": feed.error if feed else None,
+            "error": str(shortage) if shortage else feed.error if feed else None,
             "lag": dict(self._lag),
             "offsets": store.offsets() if store else {},
             "watermark": store.published().watermark if store else 0,
@@ -81,44 +104,69 @@ class StateWriterLoop:
 
     # --- one database
 
+    def _wait_for_room(self, position: Position) -> None:
+        while (shortage := self._room.shortage()) is not None and not self._stop.is_set():
+            if self._shortage is None:
+                log.error("%s", shortage)
+            self._shortage = shortage
+            position.show_shortage(shortage)
+            position.beat(-1)
+            self._stop.wait(_ROOM_S)
+        if shortage is None and self._shortage is not None:
+            log.warning("the disk has room again, the state is written on")
+            self._shortage = None
+        position.show_shortage(shortage)
+
     def _serve(self, position: Position, generation: int) -> None:
-        store = self._open(generation)
+        store = None if self._stop.is_set() else self._open(generation)
         if store is None:
             return
+        try:
+            self.erasures.begin(store, self._stop)
+            self._follow(position, store, generation)
+        finally:
+            self._store = None
+            store.close()
+
+    def _follow(self, position: Position, store: StateStore, generation: int) -> None:
         feed = StateFeed(self._settings.kafka, store.offsets(), store.topic_ids)
         self._store, self._feed, self._opened = store, feed, time.monotonic()
         position.beat(-1)
         try:
             self._reach(position, store, feed)
             position.publish(store.outrun(position.moves))
-            while not self._stop.is_set():
+            while not self._stop.is_set() and self._room.shortage() is None:
                 self._step(position, store, feed)
                 if self._due() and self._look(position, store, feed) != generation:
                     return
         finally:
-            self._store = self._feed = None
+            self._feed = None
             feed.close()
-            store.close()
 
     def _reach(self, position: Position, store: StateStore, feed: StateFeed) -> None:
         """Brings another database to where the one before it was, unseen: nobody's last click is gone for a moment."""
         shown = position.offsets() if position.generation != store.generation else {}
         deadline = time.monotonic() + _REACH_S
-        while not self._stop.is_set() and time.monotonic() < deadline:
+        while not self._stop.is_set() and time.monotonic() < deadline and self._room.shortage() is None:
             done = store.offsets()
             if all(done.get(topic, {}).get(p, 0) >= shown[topic][p] for topic in shown for p in shown[topic]):
                 return
             if read := feed.poll(_POLL_S, self._settings.state.batch_events):
-                store.apply(to_batch(read, self._settings.events))
+                store.apply(self._batch(read, feed))
             elif feed.connected and not any(feed.lag().values()):
                 return  # the log itself is shorter than it was
 
     def _step(self, position: Position, store: StateStore, feed: StateFeed) -> None:
         read = feed.poll(_POLL_S, self._settings.state.batch_events)
         if read:
-            position.publish(store.apply(to_batch(read, self._settings.events)))
+            position.publish(store.apply(self._batch(read, feed)))
         else:
             position.beat()
+        if (published := self.erasures.serve(store)) is not None:
+            position.publish(published)
+
+    def _batch(self, read: Read, feed: StateFeed) -> Batch:
+        return to_batch(read, self._settings.events, self.erasures.erased, feed.topic_ids)
 
     def _due(self) -> bool:
         return time.monotonic() - self._looked > _LOOK_S
@@ -135,7 +183,15 @@ class StateWriterLoop:
         if feed.connected and (reached := feed.reached_ms(EVENTS)) is not None:
             store.forget_identities(reached)
         store.drop_expired()
+        if self._looked - self._tidied > _TIDY_S:
+            self._tidied = self._looked
+            self._tidy(position)
         return current_generation(self._paths.databases)
+
+    def _tidy(self, position: Position) -> None:
+        if removed := remove_leftovers(self._home):
+            log.info("removed what others have left: %s", ", ".join(removed))
+        position.show_disk(free_bytes(self._home), used_bytes(self._paths.root))
 
     def _open(self, generation: int) -> StateStore | None:
         """Opens the database, waiting for whoever holds it; None when told to stop meanwhile."""
@@ -148,7 +204,7 @@ class StateWriterLoop:
             try:
                 return StateStore(path, self._settings, generation=generation)
             except StateUnavailable as error:
-                if "lock" not in str(error).lower():
+                if not is_held_by_another(error):
                     raise
                 log.info("waiting for the state database: %s", error)
             self._stop.wait(_LOCK_S)

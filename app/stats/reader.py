@@ -5,12 +5,13 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import orjson
 from rocksdict import Rdict
 
 from app.errors import StateUnavailable
+from app.own_folders import hold
 from app.settings import StatsSettings
 from app.state.layout import get_many, open_secondary
 from app.stats.counters import DAY_US, HOUR_US, SIZES, Figure, read_figure, time_key
@@ -47,6 +48,7 @@ class StatsReader:
         self._db: Rdict | None = None
         self._families: dict[str, Rdict] = {}
         self._caught = 0.0
+        self._mark: IO[bytes] | None = None
 
     def figures(self, first: int, end: int, step: Step, *, surface: str | None, by_source: bool) -> list[Bucket]:
         """Windows that overlap [first, end), oldest first.
@@ -121,6 +123,9 @@ class StatsReader:
         with self._lock:
             self._db, self._families = None, {}
             shutil.rmtree(self._own_path, ignore_errors=True)
+            if self._mark is not None:
+                self._mark.close()
+                self._mark = None
 
     def _progress(self) -> Progress:
         (saved,) = get_many(self._families[META], [STATE])
@@ -140,6 +145,8 @@ class StatsReader:
     def _open(self) -> None:
         if not (self._paths.database / "CURRENT").exists():
             raise StateUnavailable("there are no live figures yet")
+        if self._mark is None:
+            self._mark = hold(self._own_path)
         self._db = open_secondary(self._paths.database, self._own_path, FAMILIES)
         self._families = {name: self._db.get_column_family(name) for name in FAMILIES}
         self._caught = time.monotonic()

@@ -58,6 +58,7 @@ class RocksHeld:
     def close(self) -> None:
         """Lets go of the database: RocksDB's lock is held as long as any handle lives."""
         close(self._db, self._families, self._handles)
+        del self._db
 
 
 def scan(family: Rdict, first: bytes, below: bytes) -> Iterator[tuple[bytes, bytes]]:

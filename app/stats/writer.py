@@ -14,6 +14,7 @@ from app.errors import StateUnavailable
 from app.events.schema import EVENTS
 from app.settings import Settings
 from app.state.feed import StateFeed
+from app.state.room import Room, Shortage, is_held_by_another, is_out_of_space
 from app.stats.batch import TOPICS, Place, StatsBatch, to_batch
 from app.stats.final import FigureKeeper
 from app.stats.fold import StatsFold
@@ -21,6 +22,7 @@ from app.stats.store import RocksHeld, StatsPaths
 
 _POLL_S = 0.1
 _LOCK_S = 0.05
+_ROOM_S = 0.25
 _LEAST_BETWEEN_LISTS_S = 1.0
 _SHARE_OF_LISTS = 0.05  # of the time goes into the lists of trending items at most
 
@@ -34,6 +36,8 @@ class StatsWriterLoop:
         """Takes settings with the broker's address, and the MANTA_HOME."""
         self._settings, self._paths = settings, StatsPaths(home)
         self._keeper = FigureKeeper(settings, home)
+        self._room = Room(home, settings.state.min_free_bytes)
+        self._shortage: Shortage | None = None
         self._stop = threading.Event()
         self._lag: dict[str, int] = {}
         self._fold: StatsFold | None = None
@@ -47,11 +51,12 @@ class StatsWriterLoop:
 
     def status(self) -> dict[str, Any]:
         """What it does: pid, lag, how far the figures are, what was late, and what is wrong if anything is."""
-        fold = self._fold
+        fold, shortage = self._fold, self._shortage
+        state = "waiting for the database" if fold is None else "no broker" if self._error else "reading"
         return {
-            "state": "waiting for the database" if fold is None else "no broker" if self._error else "reading",
+            "state": "stopped" if shortage else state,
             "pid": os.getpid(),
-            "error": self._error,
+            "error": str(shortage) if shortage else self._error,
             "lag": dict(self._lag),
             "offsets": fold.offsets() if fold else {},
             "watermark": fold.progress.watermark if fold else None,
@@ -61,11 +66,27 @@ class StatsWriterLoop:
         }
 
     def run(self) -> None:
-        """Applies what the topics bring until `stop`.
+        """Applies what the topics bring until `stop`; where the disk has no room, once it has.
 
         Raises:
             StateUnavailable: the database cannot be opened; one that another writer holds is waited for.
         """
+        while not self._stop.is_set():
+            if (shortage := self._room.shortage()) is None:
+                self._shortage = None
+                try:
+                    self._serve()
+                except Exception as error:  # rocksdict raises bare exceptions
+                    if not is_out_of_space(error):
+                        raise
+                    self._room.ran_out()
+                continue
+            if self._shortage is None:
+                log.error("%s", shortage)
+            self._shortage = shortage
+            self._stop.wait(_ROOM_S)
+
+    def _serve(self) -> None:
         held = self._open()
         if held is None:
             return
@@ -73,7 +94,7 @@ class StatsWriterLoop:
         feed = StateFeed(self._settings.kafka, fold.offsets(), fold.topic_ids, topics=TOPICS, group="manta-stats")
         self._fold = fold
         try:
-            while not self._stop.is_set():
+            while self._goes_on():
                 self._read(feed, fold)
                 self._look(feed, fold)
                 self._keeper.look(fold, held)
@@ -90,16 +111,19 @@ class StatsWriterLoop:
             try:
                 return RocksHeld(self._paths.database)
             except StateUnavailable as error:
-                if "lock" not in str(error).lower():
+                if not is_held_by_another(error):
                     raise
                 log.info("waiting for the figures' database: %s", error)
             self._stop.wait(_LOCK_S)
         return None
 
+    def _goes_on(self) -> bool:
+        return not self._stop.is_set() and self._room.shortage() is None
+
     def _read(self, feed: StateFeed, fold: StatsFold) -> None:
         """Applies what there is, a batch at a time."""
         settings = self._settings
-        while not self._stop.is_set() and (read := feed.poll(_POLL_S, settings.stats.batch_events)):
+        while self._goes_on() and (read := feed.poll(_POLL_S, settings.stats.batch_events)):
             now = time.time_ns()
             batch = to_batch(read, settings.events, now_ms=now // 1_000_000, partitions=feed.behind())
             fold.apply(batch, now_us=now // 1000)

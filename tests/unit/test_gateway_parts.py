@@ -15,6 +15,7 @@ from app.api.problems import Problem
 from app.chain.request import Answer, Reason, Request, Scored
 from app.errors import BrokerUnavailable, BundleError, Conflict, NotFound
 from app.events.schema import EVENTS, ITEMS, Impression, read_columns
+from app.own_folders import hold
 from app.settings import Settings
 from app.state.memory import MemoryState
 from deployments.bundles import BundleStore
@@ -208,6 +209,7 @@ async def test_a_replica_that_closes_counts_the_impressions_that_it_could_not_se
         _state=topic,
         _live_figures=topic,
         _cache_folder=tmp_path / "cache",
+        _cache_mark=hold(tmp_path / "cache"),
     )
     replica._close = lambda: Gateway._close(replica)  # type: ignore[arg-type]
     replica._dropped = lambda: Gateway._dropped(replica)  # type: ignore[arg-type]

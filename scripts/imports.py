@@ -43,6 +43,7 @@ def import_(
     json_: show.JsonFlag = False,
 ) -> None:
     """Sends rows to Kafka as events, items or users, for `manta ingest` to take; or writes them into the lake."""
+    from app.erasure.erased import ErasedWatch
     from app.events.import_sources import LastValues, SqlSource
     from app.events.importing import import_rows
 
@@ -58,7 +59,14 @@ def import_(
     if dry_run:
         with show.progress("import") as bar:
             result = import_rows(
-                source, kind, columns, session.settings, dry_run=True, refused_file=refused, progress=bar
+                source,
+                kind,
+                columns,
+                session.settings,
+                dry_run=True,
+                refused_file=refused,
+                progress=bar,
+                erased=ErasedWatch(session.settings, session.home),
             )
     elif to == "kafka":
         result = _over_kafka(session, source, kind, columns, refused)
@@ -78,6 +86,7 @@ def import_(
 def _over_kafka(
     session: Session, source: "Source", kind: Kind, columns: dict[str, str], refused: Path | None
 ) -> dict[str, Any]:
+    from app.erasure.erased import ErasedWatch
     from app.events.importing import import_rows
     from app.events.topics import ensure_topics
     from deployments.cluster import attach
@@ -85,12 +94,16 @@ def _over_kafka(
     with attach(session.settings, session.home, ray=False, say=show.say) as attached:
         ensure_topics(attached.settings.kafka)
         with show.progress("import") as bar:
-            return import_rows(source, kind, columns, attached.settings, refused_file=refused, progress=bar)
+            erased = ErasedWatch(attached.settings, session.home)
+            return import_rows(
+                source, kind, columns, attached.settings, refused_file=refused, progress=bar, erased=erased
+            )
 
 
 def _into_the_lake(
     session: Session, source: "Source", kind: Kind, columns: dict[str, str], refused: Path | None
 ) -> dict[str, Any]:
+    from app.erasure.erased import ErasedWatch
     from app.events.topics import ensure_topics
     from app.lake.bulk import import_into_lake
     from app.lake.tables import open_lake
@@ -101,8 +114,9 @@ def _into_the_lake(
         ensure_topics(attached.settings.kafka)
         lake = open_lake(attached.settings, session.home)
         with show.progress("import") as bar:
+            erased = ErasedWatch(attached.settings, session.home)
             result = import_into_lake(
-                source, kind, columns, attached.settings, lake, refused_file=refused, progress=bar
+                source, kind, columns, attached.settings, lake, refused_file=refused, progress=bar, erased=erased
             )
         try:
             with show.progress("rebuild") as bar:

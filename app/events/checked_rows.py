@@ -11,6 +11,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from app.erasure.erased import Erased, ErasedNow, Mask, nobody
 from app.errors import MantaError
 from app.events.columns import RECORDS, decode
 from app.events.import_columns import columns_of, event_values, id_text, plain, rows_of
@@ -19,6 +20,8 @@ from app.events.import_sources import Rows, Source
 from app.events.schema import EVENTS, ITEMS, USERS, ColumnValue, EventRejected, validate_item, validate_user
 from app.settings import EventSettings
 
+ERASED = "erased"
+_WHY_ERASED = "found a user who was erased after this, wanted others"
 _SHOWN = 20
 Entity = tuple[str, dict[str, ColumnValue]]  # id, columns
 
@@ -46,6 +49,7 @@ class RowReader:
         settings: `settings.events`.
         refused_file: gets every refused row as JSON lines `{"row", "reason", "detail"}`.
         progress: called with the number of rows read so far.
+        erased: who was erased: what is about them, and from before, is refused (`from_before`, `is_erased`).
 
     Raises:
         MantaError: another kind.
@@ -60,11 +64,12 @@ class RowReader:
         *,
         refused_file: Path | None = None,
         progress: Callable[[int], None] | None = None,
+        erased: ErasedNow = nobody,
     ) -> None:
         if kind not in (EVENTS, ITEMS, USERS):
             raise MantaError(f"import: kind {kind!r}, wanted events, items or users")
         self._source, self._kind, self._column_map, self._settings = source, kind, column_map, settings
-        self._progress = progress
+        self._progress, self._erased = progress, erased
         self._started = time.monotonic()
         self._rows = 0
         self._reasons: Counter[str] = Counter()
@@ -102,15 +107,21 @@ class RowReader:
         for rows in self._source.batches(self._column_map):
             found = rows_of(rows) if isinstance(rows, pa.Table) else rows
             right: list[Entity] = []
+            erased = self._erased()
             for place, row in enumerate(found):
                 if isinstance(row, Unreadable):
                     self._refuse(place, *row)
                     continue
                 columns = {self._column_map.get(name, name): plain(cell) for name, cell in row.items() if _there(cell)}
                 try:
-                    right.append(validate(id_text(columns.pop(id_field, None)), columns))
+                    entity = validate(id_text(columns.pop(id_field, None)), columns)
                 except EventRejected as error:
                     self._refuse(place, error.code, error.message)
+                    continue
+                if is_erased(self._kind, entity[0], erased):
+                    self._refuse(place, ERASED, _WHY_ERASED)
+                else:
+                    right.append(entity)
             yield right
             self._count(len(found))
 
@@ -148,8 +159,13 @@ class RowReader:
         decoded = decode(EVENTS, pa.Table.from_arrays(columns, schema=RECORDS), self._settings)
         for row in decoded.rejected.select(["offset", "reason", "detail"]).to_pylist():
             self._refuse(row["offset"], *bad.get(row["offset"], (row["reason"], row["detail"])))
-        right = values if len(decoded.events) == count else values.take(decoded.events["offset"].combine_chunks())
-        return CheckedEvents(decoded.events, right)
+        events = decoded.events
+        if (gone := from_before(events, self._erased())).any():
+            for place in events.filter(pa.array(gone))["offset"].to_pylist():
+                self._refuse(place, ERASED, _WHY_ERASED)
+            events = events.filter(pa.array(~gone))
+        right = values if len(events) == count else values.take(events["offset"].combine_chunks())
+        return CheckedEvents(events, right)
 
     def _count(self, rows: int) -> None:
         self._rows += rows
@@ -164,6 +180,21 @@ class RowReader:
             self._first.append(refusal)
         if self._stream is not None:
             self._stream.write(orjson.dumps(refusal) + b"\n")
+
+
+def from_before(events: pa.Table, erased: Erased) -> Mask:
+    """bool (n,): events of a source (`CheckedEvents`) about somebody who was erased after they happened.
+
+    Without a time of its own nobody knows when one happened: then before.
+    """
+    times = events["event_time"].cast(pa.int64()).to_numpy()
+    untimed = times == events["record_time"].cast(pa.int64()).to_numpy()
+    return erased.imports(events["user_id"], events["session_id"], np.where(untimed, -1, times // 1000))
+
+
+def is_erased(kind: str, name: str, erased: Erased) -> bool:
+    """Whether columns are of a user who was erased: those of a source are from before, whenever it is read."""
+    return kind == USERS and bool(erased.boundaries("user", name))
 
 
 def _unreadable(rows: Rows) -> dict[int, Unreadable]:

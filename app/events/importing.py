@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from app.erasure.erased import ErasedNow, nobody
 from app.events.checked_rows import RowReader
 from app.events.import_sources import Source
 from app.events.producer import EventProducer
@@ -26,6 +27,7 @@ def import_rows(
     dry_run: bool = False,
     refused_file: Path | None = None,
     progress: Callable[[int], None] | None = None,
+    erased: ErasedNow = nobody,
 ) -> dict[str, Any]:
     """Sends every row of a source to its topic and waits until all are acknowledged.
 
@@ -41,6 +43,7 @@ def import_rows(
         dry_run: read and check everything, send nothing (no broker is needed).
         refused_file: gets every refused row as JSON lines `{"row", "reason", "detail"}`.
         progress: called with the number of rows read so far.
+        erased: who was erased; what is about them, and from before, is refused.
 
     Returns:
         As `RowReader.report`; in a dry run `sent` is what would have been.
@@ -49,7 +52,9 @@ def import_rows(
         MantaError: the source cannot be read.
         BrokerUnavailable: the broker cannot be reached.
     """
-    with RowReader(source, kind, column_map, settings.events, refused_file=refused_file, progress=progress) as rows:
+    with RowReader(
+        source, kind, column_map, settings.events, refused_file=refused_file, progress=progress, erased=erased
+    ) as rows:
         messages = _event_messages(rows) if kind == EVENTS else _entity_messages(rows)
         if dry_run:
             for _ in messages:

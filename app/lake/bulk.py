@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyiceberg.exceptions import CommitFailedException
 
+from app.erasure.erased import ErasedNow, Mask, nobody
 from app.errors import MantaError
 from app.events.blocks import block_hashes, read_here
-from app.events.checked_rows import RowReader
+from app.events.checked_rows import RowReader, from_before, is_erased
 from app.events.entities import ENTITY_COLUMNS, ID_FIELDS, latest_versions
 from app.events.import_sources import Source
 from app.events.schema import EVENTS, IMPORT_PARTITION, IMPORTED
@@ -42,6 +43,7 @@ def import_into_lake(
     *,
     refused_file: Path | None = None,
     progress: Callable[[int], None] | None = None,
+    erased: ErasedNow = nobody,
 ) -> dict[str, Any]:
     """Writes every row of a source into its table of the lake, by the rules of `import_rows`.
 
@@ -50,7 +52,7 @@ def import_into_lake(
     newest.
 
     Args:
-        source, kind, column_map, refused_file, progress: as `import_rows`.
+        source, kind, column_map, refused_file, progress, erased: as `import_rows`.
         settings: with the broker's address, which items and users need.
         lake: where to; a commit takes at most `ingest.chunk_rows` rows.
 
@@ -62,13 +64,15 @@ def import_into_lake(
         MantaError: the source cannot be read, or another writer was first too many times; what was committed stays.
         GapError, BrokerUnavailable: as `IngestJob.take`, before items or users.
     """
-    with RowReader(source, kind, column_map, settings.events, refused_file=refused_file, progress=progress) as rows:
+    with RowReader(
+        source, kind, column_map, settings.events, refused_file=refused_file, progress=progress, erased=erased
+    ) as rows:
         if kind == EVENTS:
-            target: _Target = _Events(settings, lake)
+            target: _Target = _Events(settings, lake, erased)
             pieces: Iterator[pa.Table] = (piece.events for piece in rows.events())
         else:
-            _take_what_came(settings, lake, kind)
-            target, pieces = _Entities(kind, lake), _versions(rows, kind)
+            _take_what_came(settings, lake, kind, erased)
+            target, pieces = _Entities(kind, lake, erased), _versions(rows, kind)
         waiting: list[pa.Table] = []
         for piece in pieces:
             waiting.append(piece)
@@ -91,9 +95,9 @@ class _Target:
         lost: times that another writer was first.
     """
 
-    def __init__(self, table: str, lake: Lake) -> None:
+    def __init__(self, table: str, lake: Lake, erased: ErasedNow) -> None:
         self.written = self.commits = self.lost = 0
-        self._table, self._lake = table, lake
+        self._table, self._lake, self._erased = table, lake, erased
         self._now = snapshot(lake, table)
 
     def write(self, rows: pa.Table) -> None:
@@ -104,7 +108,8 @@ class _Target:
         """
         for _ in range(LOST_COMMITS):
             try:
-                written = self._commit(rows, self._now)
+                # Behind the look at the table: an erasure that comes later makes the commit fail
+                written = self._commit(rows.filter(pa.array(~self._gone(rows))), self._now)
             except CommitFailedException:
                 self.lost += 1
                 self._now = snapshot(self._lake, self._table)
@@ -124,13 +129,17 @@ class _Target:
         """Commits on this snapshot; how many rows there were to commit."""
         raise NotImplementedError
 
+    def _gone(self, rows: pa.Table) -> Mask:
+        """bool (n,): rows about somebody who has been erased since they were read."""
+        raise NotImplementedError
+
     def _another_was_first(self) -> None:
         """What was remembered may not hold."""
 
 
 class _Events(_Target):
-    def __init__(self, settings: Settings, lake: Lake) -> None:
-        super().__init__(EVENTS, lake)
+    def __init__(self, settings: Settings, lake: Lake, erased: ErasedNow) -> None:
+        super().__init__(EVENTS, lake, erased)
         self._known = KnownEvents(int(settings.events.dedup_days * 86_400_000))
 
     def _commit(self, rows: pa.Table, now: Snapshot) -> int:
@@ -143,6 +152,9 @@ class _Events(_Target):
             append(now.source, placed, moved, max_open_partitions=self._lake.settings.max_open_partitions)
         return len(fresh)
 
+    def _gone(self, rows: pa.Table) -> Mask:
+        return from_before(rows, self._erased())
+
     def _another_was_first(self) -> None:
         self._known.forget()
 
@@ -152,6 +164,11 @@ class _Entities(_Target):
         placed, moved = _placed(rows, now, {})
         replace(now.source, latest_versions(self._table, now.read(), placed), moved)
         return len(rows)
+
+    def _gone(self, rows: pa.Table) -> Mask:
+        erased = self._erased()
+        names = rows[ID_FIELDS[self._table]].to_pylist()
+        return np.array([is_erased(self._table, name, erased) for name in names], np.bool_)
 
 
 def _placed(rows: pa.Table, now: Snapshot, more: Mapping[str, pa.ChunkedArray]) -> tuple[pa.Table, Any]:
@@ -179,8 +196,8 @@ def _versions(rows: RowReader, kind: str) -> Iterator[pa.Table]:
         yield pa.Table.from_pylist(found, ENTITY_COLUMNS[kind])
 
 
-def _take_what_came(settings: Settings, lake: Lake, topic: str) -> None:
-    job = IngestJob(settings, lake, read_here)
+def _take_what_came(settings: Settings, lake: Lake, topic: str, erased: ErasedNow) -> None:
+    job = IngestJob(settings, lake, read_here, erased=erased)
     try:
         job.take(topic)
     finally:

@@ -196,7 +196,7 @@ def test_items_are_replaced_by_the_imported_version(
     lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[str] = []
-    monkeypatch.setattr(bulk, "_take_what_came", lambda _settings, _lake, topic: taken.append(topic))
+    monkeypatch.setattr(bulk, "_take_what_came", lambda _settings, _lake, topic, _erased: taken.append(topic))
     table = pa.table({"id": [1, 2, 3], "title": ["A", "B", None], "year": [1990, None, 2000]})
     pq.write_table(table, tmp_path / "items.parquet")
     source = FileSource(str(tmp_path / "items.parquet"))

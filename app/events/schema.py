@@ -360,6 +360,10 @@ class Impression(BaseModel):
     degraded: str | None = None
     items: list[ShownItem]
     context: dict[str, Any] | None = None
+    feature_names: list[str] | None = Field(None, description="Of the ranker's features, where `features` are.")
+    features: list[list[float]] | None = Field(
+        None, description="What the ranker saw of each item, in the order of `items`: float32, a number a name."
+    )
 
     @property
     def key(self) -> bytes:

@@ -169,7 +169,7 @@ def idle_time(c: FeatureContext) -> Column:
 
 @_feature(lambda _: ("session_events", "session_minutes", "session_distinct"))
 def session(c: FeatureContext) -> Column:
-    """log1p of the current session's entries (the next one stands behind them) and minutes; share of different items."""
+    """log1p of the entries and the minutes of the current session; the share of different items in it."""
     s = c.session
     values = np.stack([np.log1p(s.events), np.log1p(np.maximum(s.minutes, 0)), s.distinct])
     return values.astype(np.float32).take(c.owner, axis=1)

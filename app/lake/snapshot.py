@@ -59,7 +59,12 @@ class Snapshot:
         wanted = pa.schema([schema.field(name) for name in names])
         if self.id is None:
             return wanted.empty_table()
-        found = self._scan(tuple(names), start_us, end_us).to_arrow()
+        scan = self._scan(("*",), start_us, end_us)
+        held = set(scan.projection().column_names)
+        found = self._scan(tuple(name for name in names if name in held), start_us, end_us).to_arrow()
+        for name in names:  # a snapshot from before a column was added does not know of it
+            if name not in held:
+                found = found.append_column(name, pa.nulls(len(found), schema.field(name).type))
         return found.select(names).cast(wanted)
 
     def files(self, *, start_us: int | None = None, end_us: int | None = None) -> list[FilePart]:
@@ -75,7 +80,10 @@ class Snapshot:
             condition = And(condition, GreaterThanOrEqual(PARTITIONED_BY[self.table], _iso(start_us)))
         if end_us is not None:
             condition = And(condition, LessThan(PARTITIONED_BY[self.table], _iso(end_us)))
-        return self.source.scan(row_filter=condition, selected_fields=names, snapshot_id=self.id)
+        current = self.source.current_snapshot()
+        newest = current is not None and current.snapshot_id == self.id
+        # Read by its id a snapshot has the columns that the table had then; the newest one has today's
+        return self.source.scan(row_filter=condition, selected_fields=names, snapshot_id=None if newest else self.id)
 
 
 def snapshot(lake: Lake, table: str) -> Snapshot:

@@ -15,6 +15,7 @@ from app.errors import MantaError
 from app.events import decode
 from app.events.columns import MICROS
 from app.events.schema import EVENTS, IMPRESSIONS
+from app.lake.evolution import with_columns
 from app.settings import LakeSettings, Settings
 
 __all__ = ["ARRIVAL", "FIGURES", "FIGURE_COLUMNS", "PARTITIONED_BY", "TABLES", "Lake", "open_lake"]
@@ -62,7 +63,7 @@ class Lake:
     settings: LakeSettings
 
     def table(self, name: str) -> Table:
-        """The table as it stands now; made if missing.
+        """The table as it stands now; made if missing, with the columns that came with later versions of Manta.
 
         Raises:
             MantaError: no such table, or it stands with another partition than the settings name.
@@ -71,10 +72,11 @@ class Lake:
             raise MantaError(f"lake: table {name!r}: wanted one of {', '.join(TABLES)}")
         identifier = (self.settings.namespace, name)
         try:
-            return self.catalog.load_table(identifier)
+            table = self.catalog.load_table(identifier)
         except NoSuchTableError:
             self._create(identifier)
-        return self.catalog.load_table(identifier)
+            table = self.catalog.load_table(identifier)
+        return with_columns(table, TABLES[name])
 
     def exists(self, name: str) -> bool:
         """Whether the table has been made yet."""

@@ -11,7 +11,17 @@ from app.events.schema import COMPACTED, EVENTS, IMPRESSIONS
 
 UNLIMITED = -1
 _HOUR_MS = 3_600_000
-_ASKED = ("cleanup.policy", "retention.ms", "retention.bytes")
+_SEGMENT_MS, _TOMBSTONE_MS = 168 * _HOUR_MS, 24 * _HOUR_MS  # where a broker does not say
+_ASKED = (
+    "cleanup.policy",
+    "retention.ms",
+    "retention.bytes",
+    "segment.ms",
+    "max.compaction.lag.ms",
+    "delete.retention.ms",
+)
+_CHECKS_MS = 900_000  # between the broker's looks, until the file is removed: 6 minutes by default
+_NEVER_MS = 2**62  # what brokers say for a lag without bound is more
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +32,18 @@ class Limits:
         policy: `cleanup.policy`.
         retention_ms: -1: without end.
         retention_bytes: of one partition; -1: without end.
+        segment_ms: after so much a new segment is begun, with the next message; only what is no longer written to is
+            deleted or compacted.
+        compaction_lag_ms: after so much what is superseded is compacted; -1: no bound.
+        tombstone_ms: so long the message that something is withdrawn stays once it has been compacted.
     """
 
     policy: str = "delete"
     retention_ms: int = UNLIMITED
     retention_bytes: int = UNLIMITED
+    segment_ms: int = _SEGMENT_MS
+    compaction_lag_ms: int = UNLIMITED
+    tombstone_ms: int = _TOMBSTONE_MS
 
     @property
     def deletes(self) -> bool:
@@ -44,9 +61,10 @@ def topic_limits(admin: KafkaAdminClient, topics: Sequence[str]) -> dict[str, Li
 
 
 def _limits(answer: dict[str, dict[str, Any]]) -> Limits:
-    policy, milliseconds, size = (answer.get(name, {}).get("value") for name in _ASKED)
-    unlimited = str(UNLIMITED)
-    return Limits(str(policy or "delete"), int(milliseconds or unlimited), int(size or unlimited))
+    policy, *numbers = (answer.get(name, {}).get("value") for name in _ASKED)
+    standing = (UNLIMITED, UNLIMITED, _SEGMENT_MS, UNLIMITED, _TOMBSTONE_MS)
+    kept, size, segment, lag, tombstone = (int(found or one) for found, one in zip(numbers, standing, strict=True))
+    return Limits(str(policy or "delete"), kept, size, segment, UNLIMITED if lag > _NEVER_MS else lag, tombstone)
 
 
 def refuse_compaction(limits: dict[str, Limits]) -> None:
@@ -82,3 +100,25 @@ def complaints(limits: dict[str, Limits], least_h: float) -> Iterator[str]:
                 f"topic {topic}: found retention.ms={kept.retention_ms} ({hours:.3g} h), wanted kafka.alarm_h="
                 f"{least_h:g} h or more: readers that are away for longer lose messages"
             )
+
+
+def deleted_by(limits: Limits, last_ms: int) -> int | None:
+    """When the last of what arrived up to `last_ms` is deleted at the latest, milliseconds; None: kept without end.
+
+    A segment goes once its newest message is too old, and takes messages for `segment_ms`.
+    """
+    if "delete" not in limits.policy or limits.retention_ms == UNLIMITED:
+        return None
+    return last_ms + limits.segment_ms + limits.retention_ms + _CHECKS_MS
+
+
+def compacted_by(limits: Limits, last_ms: int) -> int | None:
+    """When what was withdrawn by `last_ms` is compacted away at the latest, the withdrawal too; None: no bound.
+
+    Messages must go on to come: a segment ends with the first that comes behind its time. The withdrawal itself goes
+    when the log is compacted once more.
+    """
+    if "compact" not in limits.policy or limits.compaction_lag_ms == UNLIMITED:
+        return None
+    once = min(limits.segment_ms, limits.compaction_lag_ms) + limits.compaction_lag_ms
+    return last_ms + 2 * once + limits.tombstone_ms + _CHECKS_MS

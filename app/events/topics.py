@@ -19,6 +19,7 @@ from app.settings import KafkaSettings
 ALL_TOPICS = (EVENTS, ITEMS, USERS, IMPRESSIONS, DLQ, PUBLISHED)
 # The rooms for messages that no partition count needs to spread.
 _ONE_PARTITION = frozenset({DLQ, PUBLISHED})
+_COMPACTION_LAG_MS = 7 * 86_400_000  # else nobody can say when the columns of an erased user leave the broker
 _UNKNOWN_TOPIC = 3
 # What lake and state read.
 _LEARNED = (EVENTS, ITEMS, USERS, IMPRESSIONS)
@@ -52,6 +53,8 @@ def administration(settings: KafkaSettings) -> Iterator[KafkaAdminClient]:
 def ensure_topics(settings: KafkaSettings, topics: Iterable[str] = ALL_TOPICS) -> list[str]:
     """Creates the topics that are missing (`items`, `users` compacted; nothing retained less than the broker does).
 
+    What is superseded in `users` is compacted within a week.
+
     What the topics that were there keep is checked, and said where it is not enough.
 
     Returns:
@@ -67,6 +70,8 @@ def ensure_topics(settings: KafkaSettings, topics: Iterable[str] = ALL_TOPICS) -
         missing = [topic for topic in wanted if topic not in there]
         for topic in missing:
             configs = {"cleanup.policy": "compact"} if topic in COMPACTED else {}
+            if topic == USERS:
+                configs["max.compaction.lag.ms"] = str(_COMPACTION_LAG_MS)
             partitions = 1 if topic in _ONE_PARTITION else settings.partitions
             made = {"num_partitions": partitions, "replication_factor": settings.replication_factor, "configs": configs}
             try:

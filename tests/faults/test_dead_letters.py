@@ -27,6 +27,7 @@ from app.settings import Settings
 from app.state.replica import StateReplica
 from app.state.writer import StateWriterLoop
 from scripts import apache_kafka
+from tests.faults.erasing import erase_on_broker, later_by_days
 from tests.faults.test_state_writer import items_of, until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.faults]
@@ -151,6 +152,16 @@ def test_what_is_sent_back_counts_once_in_lake_and_state_however_often(world: Wo
 def test_a_position_without_a_dead_letter_is_named(world: World) -> None:
     missing = world.replay("events/0/999999")
     assert (missing.returncode, "no dead letter of events/0/999999" in missing.stderr) == (1, True)
+
+
+def test_what_an_erasure_tells_of_the_broker_and_deletes_where_it_may(world: World) -> None:
+    without, deleted = erase_on_broker(world.settings(), world.home)
+    week = pytest.approx(14, abs=0.1)  # a segment takes messages for a week, and is kept for a week
+    assert [later_by_days(without[place]) for place in ("kafka: events", "dead letters")] == [week, week]
+    assert without["kafka: impressions"].cleared
+    assert later_by_days(without["kafka: users"]) == pytest.approx(29, abs=0.1)
+    assert all(deleted[place].cleared for place in ("kafka: events", "kafka: impressions", "dead letters"))
+    assert not deleted["kafka: users"].cleared, "of a compacted topic nothing can be deleted"
 
 
 def test_a_flood_of_rubbish_neither_stops_the_good_ones_nor_fills_memory(world: World) -> None:

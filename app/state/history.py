@@ -94,8 +94,8 @@ def read(record: bytes | None, since: int | None = None) -> UserHistory:
     if not record:
         return EMPTY_HISTORY
     parts = _Parts(record)
-    if since is not None and (expired := _expired(parts, since)):
-        _forget(parts, expired)
+    if since is not None and _oldest(record) < since * 1000:
+        _forget(parts, _expired(parts, since))
     if parts.n == 0:
         return EMPTY_HISTORY
     items = parts.item_ids()
@@ -118,14 +118,12 @@ def read(record: bytes | None, since: int | None = None) -> UserHistory:
 
 def drop_expired(record: bytes | None, since: int | None) -> bytes | None:
     """The record without entries older than `since` (milliseconds); None where nothing is left of it."""
-    if not record or since is None:
+    if not record or since is None or _oldest(record) >= since * 1000:
         return record
     parts = _Parts(record)
     expired = _expired(parts, since)
     if expired == parts.n:
         return None
-    if not expired:
-        return record
     if _drop(parts, expired):
         return parts.joined(record[1])
     return _encode(entries_of(record)[expired:], view=is_view(record))
@@ -368,12 +366,15 @@ def _forget(parts: _Parts, count: int) -> None:
     parts.n -= count
 
 
+def _oldest(record: bytes) -> int:
+    """Event time of the oldest entry, microseconds, without taking the record apart; before all where there is none."""
+    _, _, _, n_names, n, _, _ = HEADER.unpack_from(record)
+    return int(_I64.unpack_from(record, HEADER.size + n_names)[0]) if n else -(1 << 63)
+
+
 def _expired(parts: _Parts, since: int) -> int:
     """How many entries, the oldest, are of times before `since` (milliseconds)."""
-    oldest = since * 1000
-    if parts.n == 0 or _I64.unpack_from(parts.times)[0] >= oldest:
-        return 0
-    return int(np.searchsorted(np.frombuffer(parts.times, np.int64), oldest))
+    return int(np.searchsorted(np.frombuffer(parts.times, np.int64), since * 1000))
 
 
 def _fingerprints(times: bytes, partitions: bytes, offsets: bytes) -> int:

@@ -108,6 +108,7 @@ class StateWriterLoop:
         while (shortage := self._room.shortage()) is not None and not self._stop.is_set():
             if self._shortage is None:
                 log.error("%s", shortage)
+                self._tidy(position)  # it may be all that was needed
             self._shortage = shortage
             position.show_shortage(shortage)
             position.beat(-1)

@@ -1,0 +1,191 @@
+"""Erasures as a node's state carries them out: by its running writer, or without one."""
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from app.erasure.erased import NOBODY, Erased, TopicEnd, load_erased
+from app.erasure.places import Subject
+from app.errors import RegistryUnavailable, StateUnavailable
+from app.events.schema import EVENTS
+from app.settings import Settings
+from app.state.batch import session_key, user_key
+from app.state.erasing import Who
+from app.state.feed import StateFeed
+from app.state.layout import StatePaths, current_generation, database, open_primary, remove_older
+from app.state.messages import to_batch
+from app.state.position import Published
+from app.state.room import is_held_by_another
+from app.state.store import StateStore
+
+_AGAIN_S = 1.0
+_ANSWER_S = 60.0
+_STALLED_S = 30.0
+
+log = logging.getLogger("manta.state")
+Work = Callable[[StateStore], Any]
+
+
+class NodeErasures:
+    """What the writer of a node leaves out and takes out. `begin` and `serve` are its thread's, the rest anybody's."""
+
+    def __init__(self, settings: Settings, home: Path) -> None:
+        self._settings, self._home = settings, home
+        self._asked: SimpleQueue[tuple[Work, Future[Any]]] = SimpleQueue()
+        self.erased = NOBODY
+
+    def begin(self, store: StateStore, stop: threading.Event) -> None:
+        """Another database is open: whoever was erased without it goes out of it before anything is read from it."""
+        while not stop.is_set():
+            try:
+                self.erased = load_erased(self._settings, self._home)
+                break
+            except RegistryUnavailable as error:
+                log.warning("the state waits for the ledger of erasures: %s", error)
+            stop.wait(_AGAIN_S)
+        if store.erase_known(self.erased) is not None:
+            log.info("the state has made up for erasures that it had missed")
+
+    def serve(self, store: StateStore) -> Published | None:
+        """Does what is asked for; what is to be published then, None: nothing was."""
+        moves = store.published().moves
+        while True:
+            try:
+                work, answer = self._asked.get_nowait()
+            except Empty:
+                break
+            if answer.set_running_or_notify_cancel():
+                try:
+                    answer.set_result(work(store))
+                except Exception as error:
+                    answer.set_exception(error)
+        return store.published() if store.published().moves != moves else None
+
+    def sessions(self, user_id: str, ends: Mapping[str, TopicEnd]) -> list[str]:
+        """Sessions merged into the user, once everything up to `ends` is applied.
+
+        Raises:
+            StateUnavailable: it is not yet, or the writer does not answer.
+        """
+
+        def look(store: StateStore) -> list[str]:
+            _require_applied(store, ends)
+            return store.sessions(user_id)
+
+        found: list[str] = self._ask(look)
+        return found
+
+    def erase(self, subject: Subject) -> None:
+        """Leaves out and takes out what is the subject's; then no file of this node's state holds it.
+
+        Raises:
+            StateUnavailable: a rebuild is running, or the writer does not answer.
+            RegistryUnavailable: the ledger does not.
+        """
+
+        def work(store: StateStore) -> None:
+            self.erased = load_erased(self._settings, self._home)
+            erase_here(store, self._home, subject)
+
+        self._ask(work)
+
+    def _ask(self, work: Work) -> Any:
+        answer: Future[Any] = Future()
+        self._asked.put((work, answer))
+        try:
+            return answer.result(_ANSWER_S)
+        except TimeoutError:
+            answer.cancel()
+            raise StateUnavailable(f"the state writer did nothing for {_ANSWER_S:.0f} s; its log says why") from None
+
+
+def erase_here(store: StateStore, home: Path, subject: Subject) -> None:
+    """Takes the subject out of an open database, and databases away that are not in use.
+
+    Raises:
+        StateUnavailable: a rebuild is running, which may have read what goes now: later.
+    """
+    databases = StatePaths.of(home).databases
+    _remove_halves(databases)
+    remove_older(databases)
+    boundary = [subject.boundary]
+    who: Who = {user_key(subject.user_id): boundary} | {session_key(name): boundary for name in subject.sessions}
+    store.erase(who)
+
+
+def has_state(home: Path) -> bool:
+    """Whether this node has a database of the state."""
+    databases = StatePaths.of(home).databases
+    return database(databases, current_generation(databases)).exists()
+
+
+def without_writer(settings: Settings, home: Path, work: Callable[[StateStore], Any]) -> Any:
+    """Does something with the database of a node on which no writer runs.
+
+    Raises:
+        StateUnavailable: one runs.
+    """
+    databases = StatePaths.of(home).databases
+    generation = current_generation(databases)
+    store = StateStore(database(databases, generation), settings, generation=generation)
+    try:
+        return work(store)
+    finally:
+        store.close()
+
+
+def apply_up_to(settings: Settings, store: StateStore, ends: Mapping[str, TopicEnd], erased: Erased) -> None:
+    """Reads on from where a database stands to where topics ended.
+
+    Raises:
+        StateUnavailable: the broker brings nothing any more.
+    """
+    feed, moved = StateFeed(settings.kafka, store.offsets(), store.topic_ids), time.monotonic()
+    try:
+        while _behind(store, ends) is not None:
+            if read := feed.poll(0.1, settings.state.batch_events):
+                store.apply(to_batch(read, settings.events, erased, feed.topic_ids))
+                moved = time.monotonic()
+            elif (feed.connected and not any(feed.lag().values())) or time.monotonic() - moved > _STALLED_S:
+                break  # the log itself is shorter by now, or nobody answers
+    finally:
+        feed.close()
+    if not feed.connected:
+        raise StateUnavailable(f"the state could not be read on from Kafka: {feed.error}")
+
+
+def _require_applied(store: StateStore, ends: Mapping[str, TopicEnd]) -> None:
+    behind = _behind(store, ends)
+    if behind is not None:
+        partition, found, wanted = behind
+        raise StateUnavailable(f"state: {EVENTS}/{partition}: found offset {found} applied, wanted {wanted}")
+
+
+def _behind(store: StateStore, ends: Mapping[str, TopicEnd]) -> tuple[int, int, int] | None:
+    """A partition of `events`, what is applied of it and what should be; None: all of it is."""
+    end, done = ends.get(EVENTS), store.offsets().get(EVENTS, {})
+    if end is None or end.topic_id != store.topic_ids.get(EVENTS, end.topic_id):
+        return None
+    late = ((part, done.get(part, 0), upto) for part, upto in end.next.items() if done.get(part, 0) < upto)
+    return next(late, None)
+
+
+def _remove_halves(databases: Path) -> None:
+    """Removes databases that a killed rebuild or a killed restore has begun."""
+    current = current_generation(databases)
+    for folder in databases.glob("[0-9]*"):
+        if folder.suffix == ".new":
+            shutil.rmtree(folder, ignore_errors=True)
+        elif folder.name.isdigit() and int(folder.name) > current:
+            try:
+                open_primary(folder).close()
+            except Exception as error:  # rocksdict raises bare exceptions
+                if is_held_by_another(error):
+                    raise StateUnavailable("state: found a rebuild running, wanted it to be over") from None
+            shutil.rmtree(folder, ignore_errors=True)

@@ -11,6 +11,7 @@ from app.events.entities import ID_FIELDS
 from app.events.message_times import MessageTimes
 from app.events.ranges import Gap, OffsetRange, TopicBounds, plan
 from app.lake.commit import TopicOffsets, gap_record
+from app.lake.scan import pieces
 from app.lake.snapshot import Snapshot
 from app.settings import KafkaSettings
 
@@ -60,8 +61,8 @@ def _last_before(now: Snapshot, gap: Gap) -> int | None:
     )
     scan = now.source.scan(row_filter=near, selected_fields=("offset", "record_time"), snapshot_id=now.id)
     newest: tuple[int, int] | None = None
-    for batch in scan.to_arrow_batch_reader():
-        for row in batch.to_pylist():
+    for piece in pieces(scan):
+        for row in piece.to_pylist():
             one = (row["offset"], int(row["record_time"].timestamp() * 1000))
             newest = one if newest is None else max(newest, one)
     return newest[1] if newest else None

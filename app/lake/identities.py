@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pyiceberg.expressions import And, BooleanExpression, GreaterThanOrEqual, LessThan
 
 from app.events.identity import Hashes, SeenEvents, identity_hashes, named_by_place
+from app.lake.scan import pieces
 from app.lake.snapshot import Snapshot
 
 _COLUMNS = ("user_id", "session_id", "event_id", "record_time")
@@ -71,7 +72,7 @@ def accepted_events(
 ) -> Iterator[tuple[Hashes, NDArray[np.int64]]]:
     """Batches of (identity hashes uint64 (n, 2), arrival in milliseconds (n,)) of the events that arrived in the range.
 
-    Reads only files whose column bounds reach into it, a batch at a time.
+    Reads only files whose column bounds reach into it, a few at a time.
 
     Args:
         events: a snapshot of the table `events`.
@@ -84,11 +85,9 @@ def accepted_events(
     if before_ms is not None:
         condition = And(condition, LessThan("record_time", _iso(before_ms)))
     scan = events.source.scan(row_filter=condition, selected_fields=_COLUMNS, snapshot_id=events.id)
-    for batch in scan.to_arrow_batch_reader():
-        table = pa.Table.from_batches([batch])
-        if len(table):
-            times = table["record_time"].cast(pa.int64()).to_numpy() // 1000
-            yield identity_hashes(table["user_id"], table["session_id"], table["event_id"]), times
+    for table in pieces(scan):
+        times = table["record_time"].cast(pa.int64()).to_numpy() // 1000
+        yield identity_hashes(table["user_id"], table["session_id"], table["event_id"]), times
 
 
 def _iso(milliseconds: int) -> str:

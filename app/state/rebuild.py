@@ -15,6 +15,7 @@ from app.erasure.erased import Erased, load_erased
 from app.errors import MantaError, StateUnavailable
 from app.events.schema import EVENTS, ITEMS, USERS
 from app.events.topics import bounds
+from app.lake.scan import pieces
 from app.lake.snapshot import Snapshot, snapshot
 from app.lake.tables import Lake
 from app.settings import Settings
@@ -172,8 +173,8 @@ def _batches(source: Snapshot, names: tuple[str, ...]) -> Iterator[pa.Table]:
     if source.id is None:
         return
     scan = source.source.scan(selected_fields=names, snapshot_id=source.id)
-    for batch in scan.to_arrow_batch_reader():
-        table = pa.Table.from_batches([batch]).select(list(names))
+    for piece in pieces(scan):
+        table = piece.select(list(names))
         for start in range(0, len(table), _ROWS):
             yield table.slice(start, _ROWS)
 

@@ -1,5 +1,6 @@
 """Actors of which each node has one: pinned to it, one thread that does the work, started anew by Ray if it fails."""
 
+import gc
 import logging
 import os
 import threading
@@ -35,6 +36,7 @@ class NodeWriter:
     def __init__(self, loop: Loop, name: str) -> None:
         """Starts at once; the loop waits for whoever still holds its database."""
         self._loop, self._name = loop, name
+        rest_the_collector()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -54,6 +56,15 @@ class NodeWriter:
         """Ends the work and closes the database (`ray.kill` is safe too)."""
         self._loop.stop()
         self._thread.join()
+
+
+def rest_the_collector() -> None:
+    """Keeps Python's cycle collector from a process that makes small tuples by the thousand, and no cycles.
+
+    It would go through everything that stands in memory, imports included, several times a second.
+    """
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 def pinned(actor: type, name: str, node: str, num_cpus: float, settings: Settings, home: str | Path) -> ActorHandle:

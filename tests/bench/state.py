@@ -1,24 +1,79 @@
-"""The state without Kafka: what the writer applies, what a replica's catch-up and a lookup cost."""
+"""The state: what the writer applies, from Kafka and from memory, and what a replica's catch-up and a lookup cost."""
 
 import random
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from app.settings import Settings
+import orjson
+
+from app.events.producer import EventProducer
+from app.events.schema import EVENTS
+from app.events.topics import ensure_topics
+from app.settings import Settings, load_settings
 from app.state.batch import Batch, StateEvent
 from app.state.history import Entry, fold, read
 from app.state.layout import database
 from app.state.position import Position
 from app.state.replica import StateReplica
 from app.state.store import StateStore
+from app.state.writer import StateWriterLoop
+from deployments.node_actors import rest_the_collector
+from tests.bench.system import kafka
 
 USERS, ITEMS, BATCH = 20_000, 9_000, 2_000
+_FEW = {"MANTA_KAFKA__PARTITIONS": "8"}
 
 
 def run(events: int = 200_000) -> dict[str, float]:
     """CPU figures, so that they hold on a busy machine too: events per core-second, microseconds per call."""
+    return {**_from_kafka(events), **_alone(events)}
+
+
+def _from_kafka(events: int) -> dict[str, float]:
+    """The writer as it runs: read from Apache Kafka, decoded, checked, applied; CPU of all its threads."""
+    with tempfile.TemporaryDirectory(prefix="ms-") as folder, kafka(Path(folder)) as address:
+        settings = load_settings(None, {"MANTA_KAFKA__BOOTSTRAP_SERVERS": address, **_FEW})
+        ensure_topics(settings.kafka)
+        producer = EventProducer(settings.kafka, delivery_timeout_s=60, linger_ms=20)
+        try:
+            producer.send_blocking(EVENTS, _messages(events))
+        finally:
+            producer.close()
+        writer = StateWriterLoop(settings, Path(folder))
+        rest_the_collector()  # as its actor does
+        cpu, began = time.process_time(), time.monotonic()
+        thread = threading.Thread(target=writer.run)
+        thread.start()
+        while writer.status()["events"] < events:
+            time.sleep(0.05)
+        cpu, seconds = time.process_time() - cpu, time.monotonic() - began
+        writer.stop()
+        thread.join()
+    return {
+        "events_per_core_second_from_kafka": round(events / cpu),
+        "events_per_second_from_kafka": round(events / seconds),
+    }
+
+
+def _messages(events: int) -> Iterator[tuple[bytes, bytes]]:
+    draw = random.Random(0)
+    for number in range(events):
+        user = f"user-{draw.randrange(USERS)}"
+        body = {
+            "schema_version": 1,
+            "event_id": f"{draw.getrandbits(128):032x}",
+            "user_id": user,
+            "item_id": str(draw.randrange(ITEMS)),
+            "event_type": "click",
+            "event_time": f"2026-01-01T00:{number // 60 % 60:02d}:{number % 60:02d}.250000Z",
+        }
+        yield user.encode(), orjson.dumps(body)
+
+
+def _alone(events: int) -> dict[str, float]:
     draw = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

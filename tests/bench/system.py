@@ -50,12 +50,12 @@ class Measured:
 @contextmanager
 def measured_system(**environ: str) -> Iterator[Measured]:
     """`environ`: settings as MANTA_SECTION__KEY. The answer cache is off; `away` is `home` in stages of its own."""
-    with tempfile.TemporaryDirectory(prefix="mb-") as folder, _kafka(Path(folder)) as kafka:
+    with tempfile.TemporaryDirectory(prefix="mb-") as folder, kafka(Path(folder)) as address:
         os.environ["MANTA_HOME"] = folder
         home, port = Path(folder), free_port()
         asked = {
             "MANTA_HTTP__PORT": str(port),
-            "MANTA_KAFKA__BOOTSTRAP_SERVERS": kafka,
+            "MANTA_KAFKA__BOOTSTRAP_SERVERS": address,
             "MANTA_CACHE__ANSWERS": "false",
             "MANTA_SURFACES__AWAY": "{topology: distributed, timeout_ms: 1000}",
             "MANTA_SURFACES__HOME__TIMEOUT_MS": "1000",
@@ -74,7 +74,7 @@ def measured_system(**environ: str) -> Iterator[Measured]:
 
 
 @contextmanager
-def _kafka(folder: Path) -> Iterator[str]:
+def kafka(folder: Path) -> Iterator[str]:
     """An Apache Kafka of its own: an idle consumer of the embedded broker is never idle."""
     if missing := apache_kafka.missing_tools():
         raise MantaError(f"bench: Apache Kafka needs {' and '.join(missing)}: install them and run this again")

@@ -11,12 +11,13 @@ import orjson
 from rocksdict import BottommostLevelCompaction, Checkpoint, CompactOptions, WriteBatch
 
 from app.erasure.erased import Boundary, Erased
+from app.erasure.places import Known
 from app.errors import StateUnavailable
 from app.events.schema import EVENTS, MERGE, USERS
 from app.settings import Settings
 from app.state import layout
 from app.state.batch import Batch, StateEvent, counts_already, session_key, user_key
-from app.state.erasing import Who, before_by, erasing, sessions_of, who_of
+from app.state.erasing import Who, before_by, erasing, known_of, who_of
 from app.state.history import Entry, add, drop_expired, extend, is_view
 from app.state.merging import Links, fold_view
 from app.state.position import Published, merged
@@ -26,7 +27,7 @@ ITEM = struct.Struct("<QB")  # sequence, available; the columns' JSON follows
 _I64 = struct.Struct("<q")
 _DAY_MS = 86_400_000
 _LEAST_LOOKED_AT = 200
-_HISTORIES_LOOKED_AT, _BYTES_LOOKED_AT = 1000, 4 << 20
+_HISTORIES_LOOKED_AT, _LOOK_AT_HISTORIES_S = 1000, 0.01  # of which events wait for that long at most
 
 
 @dataclass(slots=True)
@@ -145,17 +146,16 @@ class StateStore:
     def drop_expired(self) -> int:
         """Looks at the next few histories and drops what has expired; the number of records that changed.
 
-        No reader sees a difference. Call it now and then.
+        No reader sees a difference. Call it now and then; one call takes about 10 ms at most.
         """
         since = self._since()
         if since is None:
             return 0
-        write, looked, size = WriteBatch(raw_mode=True), 0, 0
-        for key, record in self._families[layout.HISTORIES].items(from_key=self._next_history):
-            if looked == _HISTORIES_LOOKED_AT or size > _BYTES_LOOKED_AT:
+        write, enough = WriteBatch(raw_mode=True), time.monotonic() + _LOOK_AT_HISTORIES_S
+        for looked, (key, record) in enumerate(self._families[layout.HISTORIES].items(from_key=self._next_history)):
+            if looked == _HISTORIES_LOOKED_AT or (looked and time.monotonic() > enough):
                 self._next_history = key
                 break
-            looked, size = looked + 1, size + len(record)
             kept = drop_expired(record, since)
             if kept is not record:
                 self._put(write, layout.HISTORIES, key, kept)
@@ -168,9 +168,9 @@ class StateStore:
             self._db.write(write)
         return changed
 
-    def sessions(self, user_id: str) -> list[str]:
-        """Sessions that are merged into a user."""
-        return sessions_of(self._families, user_id)
+    def known(self, user_id: str) -> Known:
+        """What an erasure must know of a user."""
+        return known_of(self._families, user_id)
 
     def erase(self, who: Who) -> Published:
         """Takes out what users and sessions have here from before their erasures, and gives it away to no file.

@@ -71,6 +71,7 @@ class StatsWriterLoop:
         Raises:
             StateUnavailable: the database cannot be opened; one that another writer holds is waited for.
         """
+        self._paths.root.mkdir(parents=True, exist_ok=True)
         while not self._stop.is_set():
             if (shortage := self._room.shortage()) is None:
                 self._shortage = None

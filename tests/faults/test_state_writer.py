@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, TopicPartition
 from kafka import KafkaAdminClient
 from kafka import TopicPartition as AdminPartition
 
-from app.errors import StateUnavailable
+from app.errors import MantaError, StateUnavailable
 from app.events.columns import RECORDS, decode
 from app.events.connection import consumer_config
 from app.events.producer import EventProducer
@@ -254,11 +254,15 @@ def test_a_rebuild_from_the_lake_gives_the_same_state_and_everyone_follows(
     users = [("user", f"u{n}") for n in range(7)]
     with running(topics, tmp_path) as loop:
         until(lambda: len(items_of(replica, "u3")) == 9)
-        until(lambda: loop.lag() == {EVENTS: 0, ITEMS: 0, USERS: 0} and replica.item("i2"))
+        until(lambda: loop.lag() == {EVENTS: 0, ITEMS: 0, USERS: 0} and items_of(replica) == () and replica.item("i2"))
         before = replica.histories(users)  # type: ignore[arg-type]
         sequence = max(change.sequence for change in replica.item_changes(0))
         lake = open_lake(topics, tmp_path)
         fill_lake(lake, topics, upto=20)
+        crowded = topics.model_copy(update={"state": topics.state.model_copy(update={"min_free_bytes": 1 << 60})})
+        with pytest.raises(MantaError, match="no room on the disk for a second database, the one in use stays"):
+            rebuild(crowded, tmp_path, lake)
+        assert not database(StatePaths.of(tmp_path).databases, 1).exists()
         report = rebuild(topics, tmp_path, lake)
         assert (report.generation, report.jumps) == (1, {})
         assert report.events + report.followed == 60 + 3

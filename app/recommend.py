@@ -213,11 +213,13 @@ async def _rank(batch: Batch, questions: list[Question], candidates: Candidates)
         return
     since = chain.clock()
     place_of = {question.place: place for place, question in enumerate(questions)}
+    table: np.ndarray[Any, np.dtype[np.float32]] | None = None
 
     def unranked(question: Question, reason: Reason) -> None:
         batch.from_candidates([question], take(candidates, [place_of[question.place]]), None, reason)
 
     def score() -> Awaitable[np.ndarray[Any, np.dtype[np.float32]]]:
+        nonlocal table
         table = features(bundle.spec, _context(chain, questions, candidates))
         return chain.stages.score(bundle.id, table)
 
@@ -227,6 +229,7 @@ async def _rank(batch: Batch, questions: list[Question], candidates: Candidates)
         left = [place for place in range(len(questions)) if place not in late]
         kept = np.isin(candidates.owner, left)
         scores = None if scores is None else scores[kept]
+        table = None if table is None else table[kept]
         questions, candidates = [questions[place] for place in left], take(candidates, left)
     if not questions:
         return
@@ -234,7 +237,7 @@ async def _rank(batch: Batch, questions: list[Question], candidates: Candidates)
     if scores is None:
         batch.from_candidates(questions, candidates, None, reason)
     else:
-        batch.from_candidates(questions, candidates, scores)
+        batch.from_candidates(questions, candidates, scores, table=table if chain.seen_of else None)
 
 
 def _context(chain: Chain, questions: Sequence[Question], candidates: Candidates) -> FeatureContext:

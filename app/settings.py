@@ -192,6 +192,9 @@ class ServeSettings(Section):
     impressions_share: float = Field(
         1.0, ge=0, le=1, description="Share of the answers, drawn by request id, that are logged to `impressions`."
     )
+    features_share: float = Field(
+        0.05, ge=0, le=1, description="Share of the logged answers that carry what the ranker saw of their items."
+    )
     impressions_buffer: int = Field(50_000, ge=1, description="Impressions waiting for the broker; beyond: dropped.")
 
 

@@ -14,6 +14,7 @@ from app.api.problems import Problem
 from app.api.schemas import RecommendBody, plain_filters
 from app.cache import AnswerCache, ListStore
 from app.chain.outcomes import Outcome
+from app.chain.sample import Sample
 from app.degrade import Breakers
 from app.errors import MantaError, NotFound
 from app.recommend import Answer, Chain, LiveBundle, LocalStages, Request, Stages, recommend, warm_up
@@ -132,7 +133,7 @@ class Answering:
             target.live.apply(self._state.item_changes(target.live.sequence))
 
     def _lane(self, surface: str, held: Held) -> Lane:
-        section = self._settings.surfaces[surface]
+        section, serve = self._settings.surfaces[surface], self._settings.serve
         distributed = section.topology == "distributed" and self._remote is not None
         chain = Chain(
             surface,
@@ -143,8 +144,8 @@ class Answering:
             self._breakers[section.topology],
             self._answers,
             self._follower.refresh,
+            seen_of=Sample(serve.features_share * serve.impressions_share),
         )
-        serve = self._settings.serve
 
         async def work(requests: Sequence[Request], deliver: Deliver[Answer]) -> list[Outcome]:
             return await self._work(chain, requests, deliver)

@@ -5,18 +5,17 @@ import logging
 import time
 from collections import deque
 from typing import Protocol
-from zlib import crc32
 
 import orjson
 
 from app.chain.request import Answer, Request
+from app.chain.sample import Sample
 from app.events.schema import IMPRESSIONS, SCHEMA_VERSION, format_time
 
 logger = logging.getLogger(__name__)
 
 FLUSH_S = 0.1  # many messages at once are few requests to the broker
 AT_ONCE = 256
-_HASHES = 1 << 32
 
 
 class Optional(Protocol):
@@ -36,7 +35,7 @@ class Impressions:
     def __init__(self, producer: Optional, limit: int, share: float = 1.0) -> None:
         """`limit`: answers that may wait here; beyond, they are dropped. `share` (0 to 1): of answers to log."""
         self._producer = producer
-        self._below = int(share * _HASHES)
+        self._sample = Sample(share)
         self._limit = limit
         self._waiting: deque[tuple[Request, Answer, int]] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -45,7 +44,7 @@ class Impressions:
 
     def log(self, request: Request, answer: Answer, now_us: int) -> None:
         """Notes an answer of the sample; its message is made and sent later. `now_us`: microseconds since 1970."""
-        if self._below < _HASHES and crc32(answer.request_id.encode()) >= self._below:
+        if not self._sample.takes(answer.request_id):
             return
         if len(self._waiting) >= self._limit:
             self.dropped += 1
@@ -84,12 +83,14 @@ class Impressions:
 
 def message(request: Request, answer: Answer, now_us: int) -> tuple[bytes, bytes]:
     """(key, value) as `app.events.schema.Impression` has it; propensity 1: the order is not random."""
-    optional = {
+    optional: dict[str, object] = {
         "user_id": request.user_id,
         "session_id": request.session_id,
         "degraded": answer.degraded,
         "context": dict(request.context) or None,
     }
+    if answer.seen is not None:
+        optional |= {"feature_names": answer.seen.names, "features": answer.seen.values}
     body = {
         "schema_version": SCHEMA_VERSION,
         "request_id": answer.request_id,
@@ -110,4 +111,4 @@ def message(request: Request, answer: Answer, now_us: int) -> tuple[bytes, bytes
         **{name: value for name, value in optional.items() if value is not None},
     }
     key = request.user_id or request.session_id or answer.request_id
-    return key.encode(), orjson.dumps(body)
+    return key.encode(), orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from app.chain.parts import Chain
 from app.chain.question import NO_ROWS, Question
-from app.chain.request import Answer, Reason, Request, Rung, Scored
+from app.chain.request import Answer, Reason, Request, Rung, Scored, Seen
 from app.models.interactions import Rows
 from app.retrieval.merge import fused, shares
 from app.retrieval.query import Candidates
@@ -59,6 +59,7 @@ class Batch:
         rung: Rung | None = None,
         reason: Reason | None = None,
         hit: bool = False,
+        seen: Seen | None = None,
     ) -> None:
         """Settles a question with its items, best first."""
         chain, request = self.chain, question.request
@@ -74,6 +75,7 @@ class Batch:
             timings_ms={**self.timings, "total": total},
             cache_hit=hit,
             explained=request.explain,
+            seen=seen,
         )
         key = self._keys.get(question.place)
         if key is not None and rung is None and not hit and chain.target.live.sequence == self.sequence:
@@ -94,8 +96,12 @@ class Batch:
         candidates: Candidates,
         scores: NDArray[np.float32] | None,
         reason: Reason | None = None,
+        table: NDArray[np.float32] | None = None,
     ) -> None:
-        """Answers by ranker scores (R,), or in retrieval order where there are none; withdrawn rows left out."""
+        """Answers by ranker scores (R,), or in retrieval order where there are none; withdrawn rows left out.
+
+        `table`: float32 (R, F), what the ranker saw, where answers of the sample are among them.
+        """
         values = fused(candidates.ranks, shares([k for _, k in self.chain.mix])) if scores is None else scores
         rung: Rung | None = None if reason is None else "retrieval_order"
         available = self.chain.target.live.available[candidates.rows]
@@ -111,9 +117,18 @@ class Batch:
             items = self._items(rows, found[order], self._sources(question, rows, candidates.ranks[start + order]))
             if question.request.explain:
                 items = self._explained(question, items, rows, candidates, start + order, scores)
+            seen = None if table is None else self._seen(question, table, start + order)
             if not complete and len(items) < question.k:
                 items += self._popular(question, rows, question.k - len(items))
-            self.answer(question, items, rung, reason)
+                seen = None  # nothing of those was seen by the ranker
+            self.answer(question, items, rung, reason, seen=seen)
+
+    def _seen(self, question: Question, table: NDArray[np.float32], index: NDArray[np.int64]) -> Seen | None:
+        """The rows of the items, where the answer is in the sample."""
+        ranker = self.chain.target.bundle.ranker
+        if ranker is None or not self.chain.seen_of.takes(question.request.request_id):
+            return None
+        return Seen(ranker.feature_names, table[index])
 
     def without_candidates(self, question: Question, reason: Reason) -> None:
         """The two lowest rungs: the bundle's precomputed list where there is one, filled by popularity."""

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from app.chain.sample import Sample
 from app.chain.stages import Stages
 from app.degrade import Breakers
 from app.features.items import ItemFeatures
@@ -91,6 +92,7 @@ class Chain:
         target: the bundle and its live items.
         refresh: brings state and live items up to the writer's position; called when items have changed meanwhile.
         answers: None: no answer cache.
+        seen_of: the answers that keep what the ranker saw of their items.
         clock: seconds, monotonic, the same as `Request.arrived`.
     """
 
@@ -103,6 +105,7 @@ class Chain:
     answers: Answers | None = None
     refresh: Callable[[], Awaitable[None]] | None = None
     variant: str = "champion"
+    seen_of: Sample = field(default_factory=Sample)
     clock: Callable[[], float] = time.monotonic
 
     @property

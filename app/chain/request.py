@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from app.degrade import Cause
 
 Rung = Literal["retrieval_order", "cache", "popular"]
@@ -85,6 +88,13 @@ class Reason:
     cause: Cause
 
 
+class Seen(NamedTuple):
+    """What the ranker saw of an answer's items: `values` float32 (items, F), in their order; F `names`."""
+
+    names: tuple[str, ...]
+    values: NDArray[np.float32]
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One answer, all of one bundle.
@@ -94,6 +104,7 @@ class Answer:
         items: best first, at most k.
         timings_ms: state, retrieve, rank (of the batch it was in; absent where skipped) and total.
         cache_hit: whether the answer came from the answer cache.
+        seen: of answers in the sample whose every item was ranked, for the impression.
     """
 
     request_id: str
@@ -106,6 +117,7 @@ class Answer:
     timings_ms: dict[str, float]
     cache_hit: bool = False
     explained: bool = False
+    seen: Seen | None = field(default=None, compare=False)
 
     def body(self) -> dict[str, Any]:
         """The answer as the contract writes it in JSON."""

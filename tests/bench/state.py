@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 
 from app.events.producer import EventProducer
-from app.events.schema import EVENTS
+from app.events.schema import EVENTS, format_time
 from app.events.topics import ensure_topics
 from app.settings import Settings, load_settings
 from app.state.batch import Batch, StateEvent
@@ -68,7 +68,7 @@ def _messages(events: int) -> Iterator[tuple[bytes, bytes]]:
             "user_id": user,
             "item_id": str(draw.randrange(ITEMS)),
             "event_type": "click",
-            "event_time": f"2026-01-01T00:{number // 60 % 60:02d}:{number % 60:02d}.250000Z",
+            "event_time": format_time(1_767_225_600_000_000 + number * 1000),
         }
         yield user.encode(), orjson.dumps(body)
 

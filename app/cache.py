@@ -6,7 +6,7 @@ Each replica has its own folder, opened by it alone and deleted with it.
 import shutil
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,33 @@ def write_lists_sst(file: Path, lists: Mapping[str, Rows]) -> None:
     writer.finish()
 
 
+def copy_lists_sst(source: Path, target: Path, leave_out: Collection[str]) -> int:
+    """Writes the lists of one SST file into another, without those of some keys; how many there were of these.
+
+    Nothing is written where none is left. A folder beside `target` is used meanwhile.
+
+    Raises:
+        BundleError: `source` is no SST file of this format.
+    """
+    store = ListStore(target.with_suffix(".reading"), source)
+    try:
+        gone = {key.encode() for key in leave_out}
+        found = sum(store.rows(key) is not None for key in leave_out)
+        writer: SstFileWriter | None = None
+        for key, rows in store.items():
+            if key in gone:
+                continue
+            if writer is None:
+                writer = SstFileWriter(Options(raw_mode=True))
+                writer.open(str(target))
+            writer[key] = rows
+        if writer is not None:
+            writer.finish()
+    finally:
+        store.close()
+    return found
+
+
 class ListStore:
     """A bundle's precomputed lists. Opening takes in a copy of the SST file (milliseconds); the bundle keeps it."""
 
@@ -67,6 +94,10 @@ class ListStore:
         """int32 rows, best first; None: no such list."""
         value = self._store.get(key.encode())
         return None if value is None else np.frombuffer(value, "<i4")
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """Every key with its rows as they are stored, in the order of the keys."""
+        yield from self._store.items()
 
     def close(self) -> None:
         """Closes and deletes the folder."""

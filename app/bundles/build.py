@@ -29,6 +29,7 @@ RANKER = "ranker"
 MODELS = "models"
 POPULAR = "popular.safetensors"
 LISTS = "lists.sst"
+WRITING = ".writing-"  # before what a bundle's folder is called until it is whole
 
 
 class Lineage(BaseModel):
@@ -81,7 +82,7 @@ def write_bundle(
     if target.exists():
         raise BundleError(f"{target}: found a bundle of that id, wanted a new id (bundles never change)")
     parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=parent))
+    temporary = Path(tempfile.mkdtemp(prefix=WRITING, dir=parent))
     try:
         _write_parts(temporary, catalogue, models, ranker, spec, statistics, popular)
         if write_lists is not None:
@@ -105,6 +106,46 @@ def write_bundle(
             **{**lineage.model_dump(), "sizes": sizes},
         )
         (temporary / MANIFEST).write_bytes(manifest.encoded())
+        verify(temporary)
+        _sync(temporary)
+        temporary.chmod(0o755)
+        _rename(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return target
+
+
+def rewrite_bundle(folder: Path, bundle_id: str, change: Callable[[Path], None], metrics: Mapping[str, float]) -> Path:
+    """Writes a bundle again beside the old one under a new id, with other files: `FOLDER/../BUNDLE_ID`.
+
+    Args:
+        folder: of the old one, which stays as it is.
+        change: gets a copy of its files to change, remove or add some.
+        metrics: the new one's.
+
+    Raises:
+        BundleError: the old one is damaged, or the id is taken.
+        OSError: the disk is full; nothing is left behind.
+    """
+    manifest = verify(folder)
+    target = folder.parent / bundle_id
+    temporary = Path(tempfile.mkdtemp(prefix=WRITING, dir=folder.parent))
+    try:
+        for name in manifest.files:
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, temporary / name)
+        change(temporary)
+        files = {path.relative_to(temporary).as_posix(): path for path in temporary.rglob("*") if path.is_file()}
+        new = manifest.model_copy(
+            update={
+                "id": bundle_id,
+                "metrics": dict(metrics),
+                "files": {name: hash_of(path) for name, path in sorted(files.items())},
+                "sizes": manifest.sizes | {"bytes": sum(path.stat().st_size for path in files.values())},
+            }
+        )
+        (temporary / MANIFEST).write_bytes(new.encoded())
         verify(temporary)
         _sync(temporary)
         temporary.chmod(0o755)

@@ -213,6 +213,31 @@ class Registry:
             gone = sa.delete(_BUNDLES).where(_BUNDLES.c.id.not_in(held)).returning(*_BUNDLES.c)
             return [_bundle(row) for row in connection.execute(gone).all()]
 
+    def remove(self, bundle: str, previous: Mapping[str, str | None]) -> None:
+        """Takes one bundle out of the list; where it was the way back of a surface, another takes that place.
+
+        Args:
+            previous: surface to the bundle that a rollback leads to instead; none: there is no way back.
+
+        Raises:
+            Conflict: it is live, or being promoted.
+        """
+        with self._database.transaction() as connection:
+            for surface in self._surfaces(connection, _ALIASES.c.previous == bundle):
+                change = sa.update(_ALIASES).where(_ALIASES.c.surface == surface)
+                connection.execute(change.values(previous=previous.get(surface)))
+            live = self._surfaces(connection, _ALIASES.c.bundle == bundle)
+            loading = sa.select(_PROMOTIONS.c.id).where(
+                _PROMOTIONS.c.bundle == bundle, _PROMOTIONS.c.state == "loading"
+            )
+            if live or connection.execute(loading).first() is not None:
+                where = f"live on {', '.join(live)}" if live else "being promoted"
+                raise Conflict(f"bundle {bundle}: found it {where}, wanted one that nobody needs")
+            connection.execute(sa.delete(_BUNDLES).where(_BUNDLES.c.id == bundle))
+
+    def _surfaces(self, connection: sa.Connection, condition: sa.ColumnElement[bool]) -> list[str]:
+        return [str(row.surface) for row in connection.execute(sa.select(_ALIASES.c.surface).where(condition))]
+
     # Aliases
 
     def live(self, surface: str) -> str | None:

@@ -1,0 +1,176 @@
+"""Erasure from bundles: a bundle that has a list of the user is written again without it, under a new id.
+
+The precomputed lists are all that a bundle has by user; whether another file names him is looked up all the same.
+What is live is replaced by a promotion; the old one goes when nothing leads to it any more.
+"""
+
+import logging
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+from app.bundles.build import ITEMS, LISTS, WRITING, rewrite_bundle
+from app.bundles.manifest import read_manifest
+from app.bundles.registry import BundleRow, Registry, bundles_folder, open_registry
+from app.cache import ListStore, copy_lists_sst
+from app.erasure.places import PlaceReport, Subject, cleared
+from app.errors import BundleError
+from app.faults import reach
+from app.settings import Settings
+
+# Makes a bundle live on surfaces, without the metric gate; returns once every replica has it.
+Promote = Callable[[str, Sequence[str]], None]
+
+_REPLACED = re.compile(r"\.e[0-9a-f]{8}$")
+_LONGEST = 110
+_PIECE = 1 << 22
+_TEXTS = frozenset({".json", ".txt"})
+_TELLING = 8  # bytes
+
+log = logging.getLogger(__name__)
+
+
+class BundlesPlace:
+    """The bundles that are registered, and what lies beside them.
+
+    Args:
+        settings, home: where they are.
+        promote: how a bundle goes live where a system is up; None: none is, the aliases are moved here.
+    """
+
+    name = "bundles"
+
+    def __init__(self, settings: Settings, home: Path, promote: Promote | None = None) -> None:
+        self._settings, self._home, self._promote = settings, home, promote
+
+    def clear(self, subject: Subject) -> list[PlaceReport]:
+        """See `app.erasure.places.Place`.
+
+        Raises:
+            BundleError: the promotion of what replaces a live one failed, or a file that is no list names the user.
+            RegistryUnavailable: the registry's database does not answer.
+        """
+        keys = [f"u:{subject.user_id}"]
+        registry = open_registry(self._settings, self._home)
+        replaced: dict[str, str] = {}
+        try:
+            live = set(registry.aliases().live.values())
+            # The live ones last, the oldest first: what they lead back to, or were compared with, is replaced by then
+            for row in sorted(registry.bundles(), key=lambda row: (row.id in live, row.created)):
+                if self._holds(row.folder, keys):
+                    replaced[row.id] = self._replace(registry, row, keys, subject, replaced)
+            for row in registry.bundles():
+                _look_further(row.folder, subject)
+            left = self._remove_unregistered({row.folder.name for row in registry.bundles()}, keys)
+        finally:
+            registry.close()
+        detail = f"{len(replaced)} replaced by ones without his lists; every other file looked through"
+        return [cleared(self.name, detail + (f"; {left} unfinished ones removed" if left else ""))]
+
+    def _holds(self, folder: Path, keys: Sequence[str]) -> bool:
+        lists = folder / LISTS
+        return lists.exists() and has_lists(lists, keys, folder.parent)
+
+    def _replace(
+        self, registry: Registry, row: BundleRow, keys: Sequence[str], subject: Subject, replaced: dict[str, str]
+    ) -> str:
+        """Writes, registers and promotes the new one, then removes the old; killed anywhere, the next run goes on."""
+        new = _new_id(row.id, subject.erasure)
+        target = row.folder.parent / new
+        if not target.exists():
+            metrics = read_manifest(row.folder).metrics
+            for old, its in replaced.items():  # figures of comparisons with what was live
+                metrics = {name.replace(f"versus.{old}.", f"versus.{its}."): value for name, value in metrics.items()}
+            rewrite_bundle(row.folder, new, lambda folder: _without(folder / LISTS, keys), metrics)
+        reach("erase:bundle_written")
+        if new not in {known.id for known in registry.bundles()}:
+            registry.register(new, target, read_manifest(target).model_dump(mode="json"), created=row.created)
+        reach("erase:bundle_registered")
+        aliases = registry.aliases().aliases.values()
+        before = {alias.surface: alias.previous for alias in aliases if alias.bundle == row.id}
+        if before:
+            self._make_live(registry, row.id, new, list(before))
+        reach("erase:bundle_live")
+        back = {alias.surface: new for alias in aliases if alias.previous == row.id}
+        registry.remove(row.id, before | back)
+        shutil.rmtree(row.folder, ignore_errors=True)
+        log.info("erasure: bundle %s is replaced by %s", row.id, new)
+        return new
+
+    def _make_live(self, registry: Registry, old: str, new: str, surfaces: Sequence[str]) -> None:
+        if self._promote is None:
+            registry.move(new, dict.fromkeys(surfaces, old))
+        else:
+            self._promote(new, surfaces)
+        stuck = [surface for surface in surfaces if registry.live(surface) == old]
+        if stuck:
+            raise BundleError(f"bundle {new}: found {old} still live on {', '.join(stuck)}, wanted it replaced")
+
+    def _remove_unregistered(self, registered: set[str], keys: Sequence[str]) -> int:
+        """What a killed run left beside the bundles, with the user in it or unreadable."""
+        removed = 0
+        parent = bundles_folder(self._settings, self._home)
+        for folder in parent.iterdir() if parent.is_dir() else ():
+            if not folder.is_dir() or folder.name in registered:
+                continue
+            try:
+                holds = folder.name.startswith(WRITING) or self._holds(folder, keys)
+            except BundleError:
+                holds = True
+            if holds:
+                shutil.rmtree(folder, ignore_errors=True)
+                removed += 1
+        return removed
+
+
+def has_lists(lists: Path, keys: Sequence[str], scratch: Path) -> bool:
+    """Whether an SST file of lists has one of these keys; `scratch`: a folder to work in.
+
+    Raises:
+        BundleError: it is no such file.
+    """
+    store = ListStore(scratch / f"{WRITING}{lists.parent.name}", lists)
+    try:
+        return any(store.rows(key) is not None for key in keys)
+    finally:
+        store.close()
+
+
+def _without(lists: Path, keys: Sequence[str]) -> None:
+    fresh = lists.with_name("fresh.sst")
+    copy_lists_sst(lists, fresh, keys)
+    lists.unlink()
+    if fresh.exists():
+        fresh.rename(lists)
+
+
+def _look_further(folder: Path, subject: Subject) -> None:
+    """Looks for the ids in the bytes of every file but the lists, and the items, which say what the catalogue says.
+
+    In text they stand in quotes; in arrays a short one would be found by chance, so only longer ones are looked for.
+    """
+    ids = [name.encode() for name in (subject.user_id, *subject.sessions)]
+    quoted, telling = [b'"' + name + b'"' for name in ids], [name for name in ids if len(name) >= _TELLING]
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or path.name in (LISTS, ITEMS):
+            continue
+        if _has(path, quoted if path.suffix in _TEXTS else telling):
+            raise BundleError(f"bundle {folder.name}: found the user in {path.name}, wanted no file but lists by user")
+
+
+def _has(path: Path, wanted: Sequence[bytes]) -> bool:
+    longest, tail = max(map(len, wanted), default=0), b""
+    with path.open("rb") as file:
+        while wanted and (piece := file.read(_PIECE)):
+            if any(one in tail + piece for one in wanted):
+                return True
+            tail = piece[-longest:]
+    return False
+
+
+def _new_id(bundle: str, erasure: str) -> str:
+    """The same for the same bundle and erasure, so that a killed run finds what it wrote."""
+    mark = blake2b(f"{erasure}/{bundle}".encode(), digest_size=4).hexdigest()
+    return f"{_REPLACED.sub('', bundle)[:_LONGEST]}.e{mark}"

@@ -20,6 +20,7 @@ from app.events.schema import PUBLISHED
 from app.settings import Settings
 from app.smoke import smoke_apart
 from deployments.cluster import NAMESPACE
+from deployments.erasures import Erasures
 from deployments.rollout import Orders, Report
 from deployments.swap import Swap
 
@@ -36,6 +37,7 @@ class SwapCoordinator:
     def __init__(self, settings: Settings, home: str) -> None:
         self._settings = settings
         self._registry = open_registry(settings, Path(home))
+        self._erasures = Erasures(settings, Path(home))
         self._producer: EventProducer | None = None
         self._swap: Swap | None = None
         self._starting = asyncio.Lock()
@@ -80,6 +82,20 @@ class SwapCoordinator:
             return _refusal(error)
         live = (await asyncio.to_thread(self._registry.aliases)).live
         return {**row.manifest, **_in_short(row, live)}
+
+    async def erase(self, user_id: str) -> Outcome:
+        """`Erasure.as_json` of a user's erasure that is not done yet, or `{"problem": …}`."""
+        try:
+            return (await asyncio.to_thread(self._erasures.request, user_id)).as_json()
+        except MantaError as error:
+            return _refusal(error)
+
+    async def erasure(self, erasure: str) -> Outcome:
+        """`Erasure.as_json`, or `{"problem": …}`."""
+        try:
+            return (await asyncio.to_thread(self._erasures.erasure, erasure)).as_json()
+        except MantaError as error:
+            return _refusal(error)
 
     async def _started(self) -> Swap:
         async with self._starting:

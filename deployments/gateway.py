@@ -276,6 +276,16 @@ class Gateway:
         """As `Service.merge`."""
         return await self._writes.merge(user_id, session_id)
 
+    async def erase(self, user_id: str) -> Json:
+        """As `Service.erase`."""
+        begun: Json = await self._coordinator.ask("erase", user_id)
+        return begun
+
+    async def erasure(self, erasure_id: str) -> Json:
+        """As `Service.erasure`."""
+        found: Json = await self._coordinator.ask("erasure", erasure_id)
+        return found
+
     # Bundles over HTTP
 
     async def surfaces(self) -> list[Json]:

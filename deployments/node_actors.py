@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from app.settings import Settings
 from deployments.cluster import NAMESPACE
 
+SUPERVISOR = "manta-state-supervisor"  # the actor that keeps them
 _FAILED_S = 1.0  # before a failed writer gives way to the next: its status can be read, and it does not spin
 
 log = logging.getLogger("manta.writers")

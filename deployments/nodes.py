@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import RayError
 
 from deployments.cluster import NAMESPACE
-from deployments.state_writer import SUPERVISOR
+from deployments.node_actors import SUPERVISOR
 
 # How long a look at the cluster's nodes holds.
 NODES_S = 5.0

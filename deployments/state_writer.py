@@ -10,19 +10,21 @@ from typing import Any
 import pyarrow
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
+from app.erasure.places import Known, Subject
+from app.errors import MantaError
 from app.settings import Settings
 from app.state.writer import StateWriterLoop
 from deployments.cluster import NAMESPACE
-from deployments.node_actors import NodeWriter, pinned
+from deployments.node_actors import SUPERVISOR, NodeWriter, pinned
 from deployments.retention import RetentionWatch
 from deployments.stats_writer import STATS_PREFIX, StatsWriter
 
-SUPERVISOR = "manta-state-supervisor"
 WRITER_PREFIX = "manta-state-writer-"
 _LOOK_S = 1.0
 _ANSWER_S = 2.0
+_WORK_S = 90.0
 _STATUS_S = 0.5  # a writer that says nothing must not keep those who ask from hearing of the others in time
 _STATS_AFTER_S = 5.0  # a system that starts has better things to do, and figures miss nothing
 
@@ -34,8 +36,25 @@ class StateWriter(NodeWriter):
 
     def __init__(self, settings: Settings, home: str) -> None:
         pyarrow.set_cpu_count(1)  # what the actor has reserved
-        super().__init__(StateWriterLoop(settings, Path(home)), "state-writer")
+        loop = StateWriterLoop(settings, Path(home))
+        self._erasures = loop.erasures
+        super().__init__(loop, "state-writer")
         self._retention = RetentionWatch(settings, Path(home))
+
+    def known(self, subject: Subject) -> Known | str:
+        """As `NodeErasures.known`; an error as text."""
+        try:
+            return self._erasures.known(subject.user_id, subject.ends)
+        except MantaError as error:
+            return str(error)
+
+    def erase(self, subject: Subject) -> str | None:
+        """As `NodeErasures.erase`; an error as text."""
+        try:
+            self._erasures.erase(subject)
+        except MantaError as error:
+            return str(error)
+        return None
 
     def stop(self) -> None:
         """As `NodeWriter.stop`."""
@@ -87,6 +106,11 @@ class StateSupervisor:
         if asked:
             ray.wait(list(asked.values()), num_returns=len(asked), timeout=_STATUS_S)
         return [{"node": node, "name": WRITER_PREFIX + node[:8], **_answer(ref)} for node, ref in asked.items()]
+
+    def ask(self, method: str, subject: Subject) -> dict[str, Any]:
+        """What each node's writer says to `known` or `erase`; one that says nothing: why, as text."""
+        asked = {node: getattr(writer, method).remote(subject) for node, writer in dict(self._writers).items()}
+        return {WRITER_PREFIX + node[:8]: _told(ref) for node, ref in asked.items()}
 
     def stop(self) -> None:
         """Ends all writers, and keeps none any more."""
@@ -160,3 +184,10 @@ def _answer(ref: "ray.ObjectRef[dict[str, Any]]") -> dict[str, Any]:
     except (RayActorError, GetTimeoutError):
         return {"state": "starting"}
     return found
+
+
+def _told(ref: "ray.ObjectRef[Any]") -> Any:
+    try:
+        return ray.get(ref, timeout=_WORK_S)
+    except (RayError, GetTimeoutError) as error:
+        return f"found no answer ({type(error).__name__}), wanted one within {_WORK_S:.0f} s"

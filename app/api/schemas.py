@@ -253,6 +253,32 @@ class MergeAnswer(BaseModel):
     session_id: str
 
 
+class ErasureStarted(BaseModel):
+    """The erasure to ask about."""
+
+    erasure: str
+
+
+class ErasurePlace(BaseModel):
+    """A place: clear since then, or something may be there until then."""
+
+    place: str
+    cleared: str | None = Field(None, description="Since when.")
+    retention_until: str | None = Field(None, description="Until when something may be there; `unknown` where it is.")
+    detail: str | None = None
+
+
+class ErasureAnswer(BaseModel):
+    """How far an erasure is. It names nobody."""
+
+    erasure: str
+    state: Literal["running", "done", "failed"] = Field(description="What has failed is tried again by itself.")
+    reason: str | None = Field(description="Which places failed, and why.")
+    requested: str
+    changed: str
+    places: list[ErasurePlace]
+
+
 class SurfacesAnswer(BaseModel):
     """The surfaces and what is live on them."""
 

@@ -1,4 +1,4 @@
-"""Routes: users, their history, and the merge of a session."""
+"""Routes: users, their history, the merge of a session, and erasure."""
 
 from typing import Annotated, Any
 
@@ -6,7 +6,16 @@ from fastapi import APIRouter, Body, Path, Query
 
 from app.api.problems import wrong
 from app.api.routing import Json, StrictRoute, problems
-from app.api.schemas import HistoryAnswer, Id, MergeAnswer, MergeBody, UserAnswer
+from app.api.schemas import (
+    ErasureAnswer,
+    ErasureStarted,
+    HistoryAnswer,
+    Id,
+    MergeAnswer,
+    MergeBody,
+    Name,
+    UserAnswer,
+)
 from app.api.service import Service
 
 UserId = Annotated[Id, Path(examples=["42"])]
@@ -70,5 +79,24 @@ def users_routes(service: Service) -> APIRouter:
     )
     async def get(user_id: UserId) -> Json:
         return Json(await service.get_user(user_id))
+
+    @router.delete(
+        "/v1/users/{user_id:path}",
+        summary="Erase a user everywhere",
+        status_code=202,
+        responses={202: {"model": ErasureStarted}, **problems(422, 503)},
+        **raw,
+    )
+    async def erase(user_id: UserId) -> Json:
+        return Json({"erasure": (await service.erase(user_id))["erasure"]}, 202)
+
+    @router.get(
+        "/v1/erasures/{erasure_id}",
+        summary="How far an erasure is",
+        responses={200: {"model": ErasureAnswer}, **problems(404, 422, 503)},
+        **raw,
+    )
+    async def erasure(erasure_id: Annotated[Name, Path(examples=["e-20261121-101500-1a2b3c4d"])]) -> Json:
+        return Json(await service.erasure(erasure_id))
 
     return router

@@ -65,6 +65,7 @@ class Erasure:
         ends: topic → where it ended when it was asked for.
         places: what has been reported so far.
         user_id, sessions: in plain only until it is done, then None and empty.
+        settled: whether the sessions are known, and everybody leaves out what was theirs and the user's.
     """
 
     id: str
@@ -76,6 +77,7 @@ class Erasure:
     places: tuple[PlaceReport, ...]
     user_id: str | None
     sessions: tuple[str, ...]
+    settled: bool
 
     @property
     def subject(self) -> Subject:
@@ -263,6 +265,7 @@ def _erasure(row: Any) -> Erasure:
         tuple(PlaceReport(**report) for report in row.places),
         plain["user_id"],
         tuple(plain["sessions"]),
+        bool(row._mapping["keys"]),
     )
 
 

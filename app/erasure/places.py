@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -49,6 +49,13 @@ class Subject:
             return np.zeros(0, np.bool_)
         places = (rows["partition"].to_numpy(), rows["offset"].to_numpy(), record_ms_of(rows))
         return self.owns(rows) & self.boundary.holds_stored(topic, *places)
+
+
+class Known(NamedTuple):
+    """What the state says of a user who is to be erased: the sessions merged into him, and whether he has columns."""
+
+    sessions: tuple[str, ...]
+    columns: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import orjson
 from rocksdict import Rdict
 
 from app.erasure.erased import Boundary, Erased
+from app.erasure.places import Known
 from app.events.schema import EVENTS
 from app.state import layout
 from app.state.batch import owner_digest, session_key, user_key
@@ -101,11 +102,11 @@ def who_of(families: Mapping[str, Rdict], erased: Erased) -> dict[bytes, Sequenc
     return found
 
 
-def sessions_of(families: Mapping[str, Rdict], user_id: str) -> list[str]:
-    """Sessions that are merged into a user."""
+def known_of(families: Mapping[str, Rdict], user_id: str) -> Known:
+    """What is known of a user."""
     record: bytes | None = families[layout.LINKS].get(user_key(user_id))
     names: list[str] = orjson.loads(record) if record else []
-    return names
+    return Known(tuple(names), families[layout.USERS].get(user_id.encode()) is not None)
 
 
 def _keys(families: Mapping[str, Rdict]) -> Iterator[bytes]:

@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from app.erasure.erased import NOBODY, Erased, TopicEnd, load_erased
-from app.erasure.places import Subject
+from app.erasure.places import Known, Subject
 from app.errors import RegistryUnavailable, StateUnavailable
 from app.events.schema import EVENTS
 from app.settings import Settings
@@ -67,18 +67,18 @@ class NodeErasures:
                     answer.set_exception(error)
         return store.published() if store.published().moves != moves else None
 
-    def sessions(self, user_id: str, ends: Mapping[str, TopicEnd]) -> list[str]:
-        """Sessions merged into the user, once everything up to `ends` is applied.
+    def known(self, user_id: str, ends: Mapping[str, TopicEnd]) -> Known:
+        """What is known of a user, once everything up to `ends` is applied.
 
         Raises:
             StateUnavailable: it is not yet, or the writer does not answer.
         """
 
-        def look(store: StateStore) -> list[str]:
+        def look(store: StateStore) -> Known:
             _require_applied(store, ends)
-            return store.sessions(user_id)
+            return store.known(user_id)
 
-        found: list[str] = self._ask(look)
+        found: Known = self._ask(look)
         return found
 
     def erase(self, subject: Subject) -> None:

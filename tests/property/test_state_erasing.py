@@ -43,7 +43,7 @@ def test_the_state_is_as_if_nothing_had_come_before(
         store = StateStore(Path(folder) / "one", SETTINGS)
         store.topic_ids[EVENTS] = "t"
         store.apply(Batch(events=before))
-        sessions = store.sessions("a")
+        sessions = store.known("a").sessions
         erased = Erased(
             SALT, [Entry(frozenset({SALT.key("user", "a"), *(SALT.key("session", s) for s in sessions)}), boundary)]
         )

@@ -88,6 +88,19 @@ class FakeService:
             raise Conflict("session 'taken': found merged with another user, wanted unmerged")
         return {"user_id": user_id, "session_id": session_id}
 
+    async def erase(self, user_id: str) -> Json:
+        """Always the same."""
+        del user_id
+        return await self.erasure("e-1")
+
+    async def erasure(self, erasure_id: str) -> Json:
+        """One that is done."""
+        if erasure_id != "e-1":
+            raise NotFound(f"no erasure {erasure_id!r}")
+        places = [{"place": "state", "cleared": "2026-11-21T10:15:00Z"}]
+        times = {"requested": "2026-11-21T10:14:00.000Z", "changed": "2026-11-21T10:15:00.000Z"}
+        return {"erasure": "e-1", "state": "done", "reason": None, **times, "places": places}
+
     async def surfaces(self) -> list[Json]:
         return [{"surface": name, "bundle": "b1", "variants": ["champion"]} for name in self.settings.surfaces]
 

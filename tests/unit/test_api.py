@@ -203,6 +203,12 @@ async def test_items_and_users(client: httpx.AsyncClient) -> None:
     assert (await client.post("/v1/users/7/merge", json={"session_id": "s"})).status_code == 202
     check_problem(await client.post("/v1/users/7/merge", json={"session_id": "taken"}), 409)
     check_problem(await client.post("/v1/users/7/merge", json={}), 422)
+    begun = await client.delete("/v1/users/7")
+    assert (begun.status_code, begun.json()) == (202, {"erasure": "e-1"})
+    found = (await client.get("/v1/erasures/e-1")).json()
+    assert (found["state"], found["places"]) == ("done", [{"place": "state", "cleared": "2026-11-21T10:15:00Z"}])
+    check_problem(await client.get("/v1/erasures/e-2"), 404)
+    check_problem(await client.delete("/v1/users/" + "x" * 129), 422)
 
 
 async def test_bundles(client: httpx.AsyncClient) -> None:

@@ -22,6 +22,7 @@ FLOORS = (
     ("app.bundles",),
     ("app.chain",),
     ("app.recommend",),
+    ("app.erase",),
     ("app.door", "app.smoke"),
     ("tune", "app.api"),
     ("deployments",),

@@ -55,12 +55,12 @@ def test_no_file_holds_the_ids_while_it_is_open_nor_afterwards(store: StateStore
     store.flush()
     store.apply(Batch(events=[event(602, USER)]))
     assert holding(tmp_path) >= {".sst", ".log", "MANIFEST"}, "the search finds what is there"
-    assert store.sessions(USER) == [SESSION]
+    assert store.known(USER) == ((SESSION,), True)
     moves = store.published().moves
     published = store.erase(WHO)
     assert holding(tmp_path) == set()
     assert published.moves > moves, "readers look again"
-    assert store.sessions(USER) == []
+    assert store.known(USER) == ((), False)
     store.apply(Batch(events=[event(1000, "x")]))
     store.close()
     assert holding(tmp_path) == set()

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections import deque
+from dataclasses import replace
 from typing import Protocol
 
 import orjson
@@ -14,6 +15,7 @@ from app.events.schema import IMPRESSIONS, SCHEMA_VERSION, format_time
 
 logger = logging.getLogger(__name__)
 
+FEATURES_UP_TO = 500_000  # bytes of a message: a larger one goes without them, brokers take a million at most
 FLUSH_S = 0.1  # many messages at once are few requests to the broker
 AT_ONCE = 256
 
@@ -111,4 +113,7 @@ def message(request: Request, answer: Answer, now_us: int) -> tuple[bytes, bytes
         **{name: value for name, value in optional.items() if value is not None},
     }
     key = request.user_id or request.session_id or answer.request_id
-    return key.encode(), orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+    value = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+    if answer.seen is not None and len(value) > FEATURES_UP_TO:
+        return message(request, replace(answer, seen=None), now_us)
+    return key.encode(), value

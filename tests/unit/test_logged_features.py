@@ -1,12 +1,13 @@
 """What serving saw, through the message, into training rows: the very numbers, with labels from the events."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from app.chain.request import Answer, Request
+from app.chain.request import Answer, Request, Seen
 from app.chain.sample import Sample
 from app.events.columns import EVENT_COLUMNS, RECORDS
 from app.events.impressions import decode_impressions
@@ -106,3 +107,11 @@ def test_only_the_sample_and_only_what_was_ranked(world: World) -> None:
     assert asked(unranked, "one")[0][1].seen is None
     impressions = as_lake([(Request(user_id="u"), found) for _, found in asked(unranked, "one")])
     assert impressions["features"].null_count == 1
+
+
+def test_an_impression_is_not_lost_for_features_that_no_broker_would_take(world: World) -> None:
+    ((request, answer),) = asked(world, "one")
+    huge = Seen(tuple(map(str, range(20_000))), np.full((5, 20_000), 0.1, np.float32))
+    impressions = as_lake([(request, replace(answer, seen=huge))])
+    assert impressions["features"].null_count == 1
+    assert len(impressions["items"][0]) == 5

@@ -3,11 +3,12 @@
 import secrets
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from app.bundles.load import LoadedBundle, load_bundle
 from app.bundles.manifest import ValidationSplit, read_manifest
 from app.bundles.registry import Registry, bundles_folder, open_registry
 from app.cache import write_lists_sst
+from app.erasure.erased import Erased, load_erased
 from app.errors import BundleError, NotFound
 from app.evaluation.protocols import Evaluation
 from app.evaluation.splits import TimeSplit
@@ -117,7 +119,11 @@ def package(
             ),
             sizes={"events": len(data.interactions), "users": data.interactions.n_users},
         )
-        bundle = _write(settings, home, data, final, chain, lineage)
+        erased = load_erased(settings, home)
+        bundle = _write(settings, home, data, final, chain, lineage, erased)
+        while (now := load_erased(settings, home)).version != erased.version:  # somebody was erased meanwhile
+            shutil.rmtree(bundles_folder(settings, home) / bundle, ignore_errors=True)
+            erased, bundle = now, _write(settings, home, data, final, chain, lineage, now)
         place = bundles_folder(settings, home) / bundle
         registry.register(bundle, place, read_manifest(place).model_dump(mode="json"))
         for retired in registry.retire(settings.registry.keep):
@@ -233,6 +239,7 @@ def _write(
     final: Mapping[str, CandidateModel],
     chain: Chain,
     lineage: Lineage,
+    erased: Erased,
 ) -> str:
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     bundle = f"b-{stamp}-{secrets.token_hex(3)}"
@@ -250,7 +257,7 @@ def _write(
         statistics=ItemStatistics.of(data.interactions, chain.spec.half_lives_days),
         popular=popular,
         lineage=lineage,
-        write_lists=lambda file: write_lists_sst(file, _lists(data, sources, chain, popular)),
+        write_lists=lambda file: write_lists_sst(file, _lists(data, sources, chain, popular, erased)),
     )
     return bundle
 
@@ -265,13 +272,11 @@ def _popular(data: TrainingSet, final: Mapping[str, CandidateModel]) -> NDArray[
 
 
 def _lists(
-    data: TrainingSet, sources: Mapping[str, Source], chain: Chain, popular: NDArray[np.int32]
+    data: TrainingSet, sources: Mapping[str, Source], chain: Chain, popular: NDArray[np.int32], erased: Erased
 ) -> dict[str, NDArray[np.int32]]:
     """Retrieval order for the most recent users (`u:ID`) and behind the most popular items (`i:ID`)."""
     whole = data.interactions
-    last = np.full(whole.n_users, -1, np.int64)
-    last[whole.users] = np.arange(len(whole))
-    users = [user for user in np.argsort(-last, kind="stable").tolist() if not data.sessions[user]][:LISTS]
+    users = list(islice(recent_users(data, erased), LISTS))
     keys = [f"u:{data.user_ids[user]}" for user in users] + [
         f"i:{data.catalogue.item_ids[row]}" for row in popular[:LISTS]
     ]
@@ -283,6 +288,19 @@ def _lists(
     for start in range(0, len(behind), BATCH):
         found += _answers(Histories.of_lists(behind[start : start + BATCH], whole.end), sources, chain, data)
     return {key: rows for key, rows in zip(keys, found, strict=True) if len(rows)}
+
+
+def recent_users(data: TrainingSet, erased: Erased) -> Iterator[int]:
+    """Numbers of the users, the one with the newest event first; no sessions, and nobody who was ever erased.
+
+    What was read of them may be from before that.
+    """
+    whole = data.interactions
+    last = np.full(whole.n_users, -1, np.int64)
+    last[whole.users] = np.arange(len(whole))
+    for user in np.argsort(-last, kind="stable").tolist():
+        if not data.sessions[user] and not erased.boundaries("user", data.user_ids[user]):
+            yield user
 
 
 def _gathered(histories: Histories, users: list[int]) -> Histories:

@@ -8,11 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from app.erasure.erased import Boundary, Entry, Erased, Salt
 from app.errors import MantaError
 from app.settings import LearnSettings, Settings
 from app.state.memory import MemoryState
 from app.time_to_live import DAY_MS
 from tune.dataset import TrainingSet, item_columns, training_set, weighted
+from tune.package import recent_users
 
 WEIGHTS = {"rating": 1.0, "click": 0.5, "view": 0.0}
 ITEMS = pa.table(
@@ -153,3 +155,17 @@ def test_a_case_sees_the_history_that_serving_would_have_shown_at_its_time(ttl_d
     assert (last.times >= oldest).all()
     assert np.bincount(whole.users[whole.times >= oldest], minlength=3).tolist() == last.lengths.tolist()
     assert whole.first(20).ttl_ms == whole.ttl_ms
+
+
+def test_lists_are_for_the_newest_users_and_for_nobody_who_was_erased() -> None:
+    """A sweep that began before the erasure has read the user's events."""
+    found = made(
+        ("old", None, "a", "rating", 1, 0, 0),
+        ("gone", None, "a", "rating", 9, 0, 1),
+        (None, "visitor", "a", "rating", 7, 0, 2),
+        ("new", None, "b", "rating", 5, 0, 3),
+        ("old", None, "b", "rating", 2, 0, 4),
+    )
+    salt = Salt(b"salt")
+    erased = Erased(salt, [Entry(frozenset({salt.key("user", "gone")}), Boundary(0, {}))])
+    assert [found.user_ids[user] for user in recent_users(found, erased)] == ["new", "old"]

@@ -1,12 +1,16 @@
-"""Kafka to committed lake: events per core-second over all processes of the ingest, and its single steps.
+"""Kafka to committed lake: events per core-second of all processes, its steps, its peak memory, and Ray's own means.
 
 On the Apache Kafka of the settings (whose topics it deletes), else on one that it starts; on a Ray of its own.
+MANTA_BENCH_EVENTS=10000000: that many events instead of a million (`--events`), and only Manta's ingest of them.
 """
 
 import argparse
 import json
+import os
 import random
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import orjson
-import psutil
 import pyarrow as pa
 
 from app.events.columns import EVENT_COLUMNS, decode
@@ -31,19 +34,24 @@ from app.settings import KafkaSettings, LakeSettings, Settings, load_settings
 from scripts import apache_kafka
 
 PARTITIONS = 8
+_EVENTS = 1_000_000
+_SHOWN = ("raw", "consume", "decode", "dedup", "write", "floor", "cold", "total", "ray_cold", "ray")
 
 
-def run(events: int = 1_000_000, bootstrap: str = "") -> dict[str, Any]:
+def run(events: int = 0, bootstrap: str = "") -> dict[str, Any]:
     """Fills topics that it makes anew, measures, prints the table.
 
     Args:
-        events: how many events are produced.
+        events: how many events are produced; 0: MANTA_BENCH_EVENTS, else a million.
         bootstrap: Kafka's address; empty: that of the settings, else one is started.
 
     Returns:
-        Events per core-second: `total` and `cold` (all processes of `run_ingest`, Ray's included; see `_whole`), the
-        steps `consume`, `decode`, `dedup`, `write`, their `floor`, and `raw`: confluent-kafka's consumer alone.
+        Events per core-second: `total` and `cold` (all processes of `run_ingest`, Ray's included), the same of Ray's
+        own means as `ray` and `ray_cold`, the steps `consume`, `decode`, `dedup`, `write`, their `floor`, and `raw`:
+        confluent-kafka's consumer alone. `peak_bytes` and `idle_bytes` (`ray_…`): see `whole_ingest`. Of more than a
+        million events only `cold` and memory.
     """
+    events = events or int(os.environ.get("MANTA_BENCH_EVENTS", _EVENTS))
     address = bootstrap or load_settings().kafka.bootstrap_servers
     if not address:
         with tempfile.TemporaryDirectory(prefix="manta-bench-kafka-") as folder:
@@ -56,9 +64,13 @@ def run(events: int = 1_000_000, bootstrap: str = "") -> dict[str, Any]:
         kafka=KafkaSettings(bootstrap_servers=address, partitions=PARTITIONS), lake=LakeSettings(partition="month")
     )
     _produce(settings, events)
+    figures: dict[str, Any] = {"events": events}
     with tempfile.TemporaryDirectory(prefix="manta-bench-") as folder:
-        figures = _steps(settings, Path(folder) / "steps", events)
-        figures |= _whole(settings, Path(folder) / "whole", events)
+        if events <= _EVENTS:
+            figures |= _steps(settings, Path(folder) / "steps", events)
+            figures |= _whole(address, Path(folder), events)
+        else:
+            figures |= _child("manta", address, Path(folder), events, "once")
     _print(figures)
     return figures
 
@@ -143,58 +155,39 @@ def _consume(settings: Settings, cuts: list[OffsetRange]) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _whole(settings: Settings, home: Path, events: int) -> dict[str, Any]:
-    """`run_ingest` on a Ray of its own, with the CPU time of every process that belongs to it.
-
-    `cold` is the first ingest on a new Ray (its workers and Ray Data's actors import for seconds), `total` a second one
-    into another lake by the same driver, as `--follow` goes on.
-    """
-    import ray
-
-    from tune.ingest import run_ingest
-
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=400_000_000, logging_level="ERROR")
-    figures: dict[str, Any] = {"events": events}
-    try:
-        for name in ("cold", "total"):
-            started, clock = _cpu_seconds(), time.perf_counter()
-            report = run_ingest(settings, home / name)
-            figures |= {
-                name: events / (_cpu_seconds() - started),
-                f"{name}_wall": events / (time.perf_counter() - clock),
-            }
-            if report.rows[EVENTS] != events:
-                raise AssertionError(f"ingest: found {report.rows[EVENTS]} rows, wanted {events}")
-    finally:
-        ray.shutdown()
-    return figures
+def _whole(address: str, home: Path, events: int) -> dict[str, Any]:
+    """Ingest and Ray's own means, each in processes of their own (`whole_ingest`)."""
+    manta = _child("manta", address, home, events)
+    ray = _child("ray", address, home, events)
+    return manta | {"ray" if name == "total" else f"ray_{name.removeprefix('total_')}": ray[name] for name in ray}
 
 
-def _cpu_seconds() -> float:
-    """CPU time of this process and of all that it has started, the ended ones included."""
-    me = psutil.Process()
-    spent = 0.0
-    for process in [me, *me.children(recursive=True)]:
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        spent += times.user + times.system + times.children_user + times.children_system
-    return spent
+def _child(way: str, address: str, home: Path, events: int, *more: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.bench.whole_ingest", way, address, str(events), str(home / way), *more]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def _print(figures: dict[str, Any]) -> None:
-    figures["of_floor"] = figures["total"] / figures["floor"]
-    figures["of_raw"] = figures["total"] / figures["raw"]
-    for name in ("raw", "consume", "decode", "dedup", "write", "floor", "cold", "total"):
-        print(f"{name:>16} {figures[name]:>12,.0f} events per core-second")
-    print(f"{'total, by clock':>16} {figures['total_wall']:>12,.0f} events per second")
-    print(f"{'total / floor':>16} {figures['of_floor']:>12.2f}\n{'total / raw':>16} {figures['of_raw']:>12.2f}")
+    for name in _SHOWN:
+        if name in figures:
+            print(f"{name:>16} {figures[name]:>12,.0f} events per core-second")
+    for name in ("cold_wall", "total_wall", "ray_wall"):
+        if name in figures:
+            print(f"{name.removesuffix('_wall') + ', by clock':>16} {figures[name]:>12,.0f} events per second")
+    for name, of in (("floor", "floor"), ("raw", "raw"), ("ray", "ray")):
+        if of in figures:
+            figures[f"of_{name}"] = figures["total"] / figures[of]
+            print(f"{'total / ' + name:>16} {figures[f'of_{name}']:>12.2f}")
+    for name in ("idle_bytes", "peak_bytes", "ray_peak_bytes"):
+        if name in figures:
+            print(f"{name.removesuffix('_bytes').replace('_', ', '):>16} {figures[name] / 1e6:>12,.0f} MB")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--events", type=int, default=0)
     parser.add_argument("--kafka", default="", metavar="HOST:PORT")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()

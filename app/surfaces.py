@@ -38,6 +38,12 @@ class SurfaceSettings(BaseModel):
         description="Weight of each event type in the history; types not named count 0.",
     )
     history_limit: int = Field(200, ge=1, le=10_000, description="Newest weighted events the models look at.")
+    ttl_days: float | None = Field(
+        None,
+        gt=0,
+        description="Shorter than `state.ttl_days`: older events are neither history nor seen here; training goes by "
+        "that one.",
+    )
     candidates: int = Field(200, ge=10, le=2000, description="Candidates that reach the ranker.")
     sources: tuple[SourceSettings, ...] = Field(
         default=(), description="Sources to merge; empty: the mix that the bundle chose on validation."

@@ -16,6 +16,7 @@ from app.models.interactions import Histories, Rows, Times, Weights
 from app.retrieval.query import Query
 from app.rules.rules import banned_rows
 from app.state.reader import Kind, UserHistory
+from app.time_to_live import in_ms, oldest_counted
 
 GIVEN_GAP_MS = 1000  # distance in time of the entries of a history that the request itself names
 FEW_WITHDRAWN = 64  # up to so many withdrawn rows are banned one by one; more become part of a mask
@@ -111,6 +112,8 @@ def question_of(chain: Chain, place: int, request: Request, stored: UserHistory,
         NotFound: none of the anchors is known.
     """
     live, surface = chain.target.live, chain.surface
+    if (ttl_ms := in_ms(surface.ttl_days)) is not None:
+        stored = stored.since(oldest_counted(chain.state.as_of(), ttl_ms))
     as_of = max(chain.state.as_of(), int(stored.times[-1]) if len(stored.times) else 0)
     anchors = _anchors(chain, request)
     if request.history is not None:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Kind = Literal["user", "session"]
+_GONE, _VERSION_MASK = 0x1E3779B97F4A7C, (1 << 53) - 1  # versions are exact as JSON numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,15 @@ class UserHistory:
     times: NDArray[np.int64]
     values: NDArray[np.float32]
     version: int
+
+    def since(self, oldest_ms: int) -> "UserHistory":
+        """Without entries older than that; the version says how many are gone."""
+        gone = int(np.searchsorted(self.times, oldest_ms))
+        if not gone:
+            return self
+        version = (self.version + gone * _GONE) & _VERSION_MASK
+        left = (self.item_ids[gone:], self.event_types[gone:], self.times[gone:], self.values[gone:])
+        return UserHistory(*left, version) if left[0] else EMPTY_HISTORY
 
 
 EMPTY_HISTORY = UserHistory((), (), np.empty(0, np.int64), np.empty(0, np.float32), 0)

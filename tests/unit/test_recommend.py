@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from app.errors import NotFound, RequestInvalid
 from app.ranking.network import NetworkRanker
 from app.recommend import Answer, Request, Scored, in_process, recommend_now, similar, warm_up
+from app.settings import Settings
+from app.state.memory import MemoryState
 from app.surfaces import RuleSettings, SourceSettings, SurfaceSettings
+from app.time_to_live import DAY_MS
 from tests.unit.chain_world import N_ITEMS, TinyBundle, World, bundle, columns_of, ids_of
 
 
@@ -240,6 +243,28 @@ def test_surface_settings_choose_sources_rules_and_person(made: TinyBundle) -> N
     light = World(made, SurfaceSettings(timeout_ms=10_000, event_weights={"rating": 1.0}))
     light.click("u", "i0")
     assert "i0" not in light.ids(user_id="u", k=500)
+
+
+@pytest.mark.parametrize("whose", ["surface", "state"])
+def test_what_has_expired_is_neither_history_nor_seen_whatever_was_cached(made: TinyBundle, whose: str) -> None:
+    class Kept(dict[bytes, bytes]):
+        def put(self, key: bytes, value: bytes, _: float) -> None:
+            self[key] = value
+
+    surface = SurfaceSettings(timeout_ms=10_000, ttl_days=2 if whose == "surface" else None)
+    world = World(made, surface, answers=Kept())
+    world.state = MemoryState(Settings.model_validate({"state": {"ttl_days": 2 if whose == "state" else None}}))
+    world.chain = replace(world.chain, state=world.state)
+    world.click("u", "i0", "i4")  # a second apart
+    assert not {"i0", "i4"} & set(world.ids(user_id="u", k=500))
+    world.click("other", "i1", start_ms=102 * DAY_MS)  # as old as may be
+    assert world.answer(user_id="u", k=500).cache_hit
+    world.click("other", "i1", start_ms=102 * DAY_MS + 1)
+    after = world.answer(user_id="u", k=500)
+    assert not after.cache_hit
+    assert {"i0"} == {"i0", "i4"} & set(ids_of(after))
+    world.click("other", "i1", start_ms=110 * DAY_MS)
+    assert world.ids(user_id="u", k=500) == world.ids(user_id="nobody", k=500)
 
 
 def test_a_bundle_is_warmed_up_by_asking_all_of_it_and_a_broken_one_harms_nobody(

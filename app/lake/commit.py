@@ -6,7 +6,7 @@ Every snapshot carries the full map of next offsets, so that no expiry of older 
 import itertools
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -31,6 +31,7 @@ from app.faults import reach
 OFFSETS = "manta.offsets"
 GAPS = "manta.gaps"
 FINAL = "manta.final"
+ARRIVAL_TIME = "arrival_time"  # of tables that have it: when the commit took the row in
 LOST_COMMITS = 20  # times that another writer may be first before a writer gives up
 _KEPT_GAPS = 50
 UNPARTITIONED = 0
@@ -116,7 +117,7 @@ def append(table: Table, rows: pa.Table, progress: Progress, *, max_open_partiti
 
     Args:
         table: as it was when its offsets were read; any commit by another since then makes this one fail.
-        rows: the table's columns, in any order of rows.
+        rows: the table's columns, in any order of rows; `arrival_time` is set here.
         progress: the new offsets.
         max_open_partitions: `settings.lake.max_open_partitions`.
 
@@ -126,6 +127,9 @@ def append(table: Table, rows: pa.Table, progress: Progress, *, max_open_partiti
     Raises:
         pyiceberg.exceptions.CommitFailedException: another commit was first; nothing was appended.
     """
+    if ARRIVAL_TIME in table.schema().column_names and ARRIVAL_TIME not in rows.schema.names:
+        now = pa.scalar(datetime.now(UTC), pa.timestamp("us", "UTC"))
+        rows = rows.append_column(ARRIVAL_TIME, pa.repeat(now, len(rows)))
     transaction = table.transaction()
     added = AppendFiles(
         operation=Operation.APPEND, transaction=transaction, io=table.io, snapshot_properties=progress.properties()
@@ -233,7 +237,7 @@ def _write_files(table: Table, rows: pa.Table, max_open: int) -> Iterator[DataFi
     counter, run = itertools.count(), uuid.uuid4()
     spec = table.spec()
     if spec.is_unpartitioned():
-        groups: list[tuple[int | None, pa.Table]] = [(None, rows)]
+        groups: Iterable[tuple[int | None, pa.Table]] = [(None, rows)]
     else:
         column = table.schema().find_column_name(spec.fields[0].source_id)
         groups = split_by_partition(rows, column, isinstance(spec.fields[0].transform, MonthTransform), max_open)
@@ -249,8 +253,12 @@ def _write_files(table: Table, rows: pa.Table, max_open: int) -> Iterator[DataFi
                 yield data_file
 
 
-def split_by_partition(rows: pa.Table, column: str, monthly: bool, max_open: int) -> list[tuple[int | None, pa.Table]]:
+def split_by_partition(
+    rows: pa.Table, column: str, monthly: bool, max_open: int
+) -> Iterator[tuple[int | None, pa.Table]]:
     """(months or days since 1970, its rows) for the partitions with the most rows, then (None, all others).
+
+    The rows of one partition at a time are copied.
 
     Args:
         rows: not empty; `column` is a timestamp without nulls.
@@ -262,16 +270,19 @@ def split_by_partition(rows: pa.Table, column: str, monthly: bool, max_open: int
     value = pc.cast(rows[column], pa.int64()).to_numpy().astype("datetime64[us]").astype(unit).astype(np.int64)
     present, counts = np.unique(value, return_counts=True)
     if len(present) == 1:
-        return [(int(present[0]), rows)]
+        yield int(present[0]), rows
+        return
     room = len(present) if len(present) <= max_open else max_open - 1
     own = np.sort(present[np.argsort(-counts, kind="stable")[:room]])
     place: NDArray[np.int64] = np.searchsorted(own, value)
     place[~np.isin(value, own)] = len(own)  # the stragglers come last
-    rows = rows.take(np.argsort(place, kind="stable"))
+    order = np.argsort(place, kind="stable")
     ends = np.cumsum(np.bincount(place, minlength=len(own) + 1))
     starts = np.concatenate([[0], ends[:-1]])
     names: list[int | None] = [*own.tolist(), None]
-    return [(n, rows.slice(s, e - s)) for n, s, e in zip(names, starts.tolist(), ends.tolist(), strict=True) if e > s]
+    for name, start, end in zip(names, starts.tolist(), ends.tolist(), strict=True):
+        if end > start:
+            yield name, rows.take(order[start:end])
 
 
 def _file_sized(rows: pa.Table) -> Iterator[list[pa.RecordBatch]]:

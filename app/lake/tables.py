@@ -15,6 +15,7 @@ from app.errors import MantaError
 from app.events import decode
 from app.events.columns import MICROS
 from app.events.schema import EVENTS, IMPRESSIONS
+from app.lake.commit import ARRIVAL_TIME
 from app.lake.evolution import with_columns
 from app.settings import LakeSettings, Settings
 
@@ -37,8 +38,12 @@ FIGURE_COLUMNS = pa.schema(
     ]
 )
 
+ARRIVED = pa.field(ARRIVAL_TIME, MICROS)
 # Every table and its columns: those of the topics, which ingest fills, and the figures.
-TABLES: dict[str, pa.Schema] = {**decode.TABLES, FIGURES: FIGURE_COLUMNS}
+TABLES: dict[str, pa.Schema] = {
+    name: columns.append(ARRIVED) if name in (EVENTS, IMPRESSIONS) else columns
+    for name, columns in {**decode.TABLES, FIGURES: FIGURE_COLUMNS}.items()
+}
 
 # The column by which rows came, for all tables but those named.
 ARRIVAL = {FIGURES: "window_start"}

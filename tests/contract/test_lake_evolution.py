@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ def test_an_older_table_gets_the_columns_and_keeps_its_rows_and_offsets(home: Pa
     rows = snapshot(lake, IMPRESSIONS).read().sort_by("offset").to_pylist()
     assert [one["features"] for one in rows] == [None, [[0.5, 1.25]]]
     assert [one["items"][0]["sources"] for one in rows] == [None, ["ease"]]
+    assert rows[0]["arrival_time"] is None
+    assert abs((datetime.now(UTC) - rows[1]["arrival_time"]).total_seconds()) < 600
     by_id = replace(snapshot(lake, IMPRESSIONS), id=before.id)
     assert by_id.read(["request_id", "features"]).to_pylist() == [{"request_id": "r0", "features": None}]
 

@@ -53,6 +53,16 @@ class Place:
         below = [info.path.removeprefix(self.path).strip("/") for info in found if info.base_name == name]
         return sorted(path.split("/")[0] for path in below if path.count("/") == 1)
 
+    def folders(self) -> list[str]:
+        """Names of the folders here, sorted; none where this place is not there."""
+        found = self._system.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+
+    def read(self, name: str) -> bytes:
+        """A small file that is here."""
+        with self._system.open_input_stream(f"{self.path}/{name}") as read:
+            return bytes(read.read())
+
     def put(self, name: str, source: Path) -> int:
         """Copies a file here, under a path relative to this place; its bytes."""
         target = f"{self.path}/{name}"

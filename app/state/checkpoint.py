@@ -61,6 +61,11 @@ def make_checkpoint(store: StateStore, paths: StatePaths) -> None:
     paths.checkpoint_wanted.unlink(missing_ok=True)
 
 
+def checkpoints_place(settings: Settings, home: Path) -> str:
+    """The folder or address where this system's checkpoints are."""
+    return settings.state.checkpoints or str(home / "checkpoints")
+
+
 def write_checkpoint(settings: Settings, home: Path) -> CheckpointReport:
     """Makes a checkpoint of this node's state, by its running writer or without one, and copies it to the store.
 
@@ -71,11 +76,12 @@ def write_checkpoint(settings: Settings, home: Path) -> CheckpointReport:
     started, paths = time.monotonic(), StatePaths.of(home)
     shutil.rmtree(paths.checkpoint, ignore_errors=True)
     _make(settings, paths)
-    place = settings.state.checkpoints or str(home / "checkpoints")
+    place = checkpoints_place(settings, home)
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     try:
         store = Place.of(place)
         files, size = _upload(store / name, paths.checkpoint)
+        _require_whole(store, name)
         removed = store.folders_with(MANIFEST)[: -settings.state.checkpoints_kept]
         for older in removed:
             store.remove(older)
@@ -149,6 +155,18 @@ def _upload(place: Place, source: Path) -> tuple[int, int]:
     manifest.write_text(json.dumps({"format": FORMAT, "files": {file.name: _hash(file) for file in files}}, indent=1))
     place.put(MANIFEST, manifest)
     return len(files), size
+
+
+def _require_whole(store: Place, name: str) -> None:
+    """An erasure removes what it finds half written: it may be of the state as it was before.
+
+    Raises:
+        MantaError: files are missing; nothing is left.
+    """
+    found: dict[str, Any] = json.loads((store / name).read(MANIFEST))
+    if not all((store / name).has(file) for file in found["files"]):
+        store.remove(name)
+        raise MantaError(f"checkpoint {name}: an erasure removed files of it, wanted it whole; write another")
 
 
 def _download(place: Place, target: Path) -> None:

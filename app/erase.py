@@ -214,13 +214,6 @@ class StaysClear:
         ]
 
 
-def file_places(settings: Settings, home: Path) -> list[Place]:
-    """Everything but the state, in the order in which it is cleared: what others are made of comes first."""
-    from app.lake.erase import LakePlace
-
-    return [LakePlace(settings, home), StaysClear()]
-
-
 def _ends(settings: Settings, topics: Iterable[str]) -> dict[str, TopicEnd]:
     """Where topics end now; without those that are not there."""
     held = bounds(settings.kafka, list(topics))

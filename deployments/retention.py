@@ -121,7 +121,7 @@ def measure_here(settings: Settings, home: Path) -> dict[str, Any]:
             "unread": one.unread,
             "alarm": one.hours is not None and one.hours < alarm_h and one.unread > 0,
         }
-        for one in measure(settings.kafka, _readers(settings, home))
+        for one in measure(settings.kafka, readers_of(settings, home))
     ]
     rows.sort(key=lambda row: (row["hours"] is None, row["hours"]))
     moment = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
@@ -132,7 +132,7 @@ def measure_here(settings: Settings, home: Path) -> dict[str, Any]:
     return found
 
 
-def _readers(settings: Settings, home: Path) -> dict[str, Mapping[str, Mapping[int, int]]]:
+def readers_of(settings: Settings, home: Path) -> dict[str, Mapping[str, Mapping[int, int]]]:
     """Reader → topic → partition → next offset; of the lake only where it can be seen."""
     readers: dict[str, Mapping[str, Mapping[int, int]]] = {}
     if settings.lake.catalog or read_run(home) is not None or (home / "lake").exists():  # else it lies on another node

@@ -1,6 +1,5 @@
 """`manta bundles`: what there is, what is live, and the ways to change it."""
 
-import json
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +14,7 @@ from app.errors import MantaError
 from deployments.processes import marked
 from deployments.run import Run, running
 from scripts import show
+from scripts.endpoint import Away, call
 from scripts.session import open_session
 
 if TYPE_CHECKING:
@@ -25,10 +25,6 @@ BundleId = Annotated[str, typer.Argument(metavar="ID", help="Id of the bundle.")
 AWAY_S = 60.0
 POLL_S = 0.2
 Promoted = dict[str, Any]
-
-
-class Away(MantaError):
-    """The endpoint does not answer, or only its proxy does."""
 
 
 def add_to(app: typer.Typer) -> typer.Typer:
@@ -166,12 +162,12 @@ def promote_live(run: Run, bundle: str, surfaces: list[str] | None, force: bool,
         body["surfaces"] = surfaces
     if expected:
         body["expected"] = expected
-    return _follow(run, _call(run, f"/v1/bundles/{bundle}/promote", body))
+    return _follow(run, call(run.endpoint, f"/v1/bundles/{bundle}/promote", body))
 
 
 def rollback_live(run: Run, surface: str) -> Promoted:
     """Through the endpoint, as `promote_live`."""
-    return _follow(run, _call(run, f"/v1/surfaces/{surface}/rollback", {}))
+    return _follow(run, call(run.endpoint, f"/v1/surfaces/{surface}/rollback", {}))
 
 
 def report(promotion: Promoted, as_json: bool) -> None:
@@ -197,7 +193,7 @@ def _follow(run: Run, begun: Promoted) -> Promoted:
     answered = time.monotonic()
     while promotion["state"] == "loading":
         try:
-            promotion = _call(run, f"/v1/promotions/{begun['promotion']}", None)
+            promotion = call(run.endpoint, f"/v1/promotions/{begun['promotion']}")
             answered = time.monotonic()
         except Away:
             if time.monotonic() - answered > AWAY_S:
@@ -215,26 +211,3 @@ def _progress(promotion: Promoted) -> str:
         return "checking its files: hashes and a request"
     replicas = promotion.get("replicas", {})
     return f"loading: {replicas.get('loaded', 0)} of {replicas.get('total', 0)} replicas"
-
-
-def _call(run: Run, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(run.endpoint + path, data, {"Content-Type": "application/json"})  # noqa: S310
-    try:
-        with urllib.request.urlopen(request, timeout=70) as answer:  # noqa: S310
-            found: dict[str, Any] = json.load(answer)
-            return found
-    except urllib.error.HTTPError as error:
-        raise _problem(run, error) from None
-    except OSError as error:
-        raise Away(f"the endpoint {run.endpoint} does not answer: {error}") from None
-
-
-def _problem(run: Run, error: urllib.error.HTTPError) -> MantaError:
-    """Anything but a problem document is Ray's proxy, which has no gateway to ask."""
-    try:
-        document = json.loads(error.read())
-        said = str(document.get("detail") or document.get("title"))
-    except (ValueError, AttributeError, OSError):
-        return Away(f"the endpoint {run.endpoint} answered {error.code}")
-    return Away(said) if error.code == 503 else MantaError(said)

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from app.errors import MantaError, SettingsError
 from app.settings import Settings, home_folder
-from scripts import bundles, data, evaluate, imports, show, system
+from scripts import bundles, data, evaluate, imports, show, system, users
 from scripts.session import lift_options, open_session
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ imports.add_to(app)
 data.add_to(app)
 evaluate.add_to(app)
 bundle_commands = bundles.add_to(app)
+users.add_to(app)
 state_commands = typer.Typer(help="User and item state of this machine.", no_args_is_help=True)
 app.add_typer(state_commands, name="state")
 

@@ -11,9 +11,9 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from app.erasure.erased import NOBODY, Erased, TopicEnd, load_erased
-from app.erasure.places import Known, Subject
+from app.erasure.places import Known, PlaceReport, Subject, cleared
 from app.errors import RegistryUnavailable, StateUnavailable
-from app.events.schema import EVENTS
+from app.events.schema import EVENTS, MERGE
 from app.settings import Settings
 from app.state.batch import session_key, user_key
 from app.state.erasing import Who
@@ -21,6 +21,7 @@ from app.state.feed import StateFeed
 from app.state.layout import StatePaths, current_generation, database, open_primary, remove_older
 from app.state.messages import to_batch
 from app.state.position import Published
+from app.state.reader import EMPTY_HISTORY, UserHistory
 from app.state.room import is_held_by_another
 from app.state.store import StateStore
 
@@ -119,25 +120,73 @@ def erase_here(store: StateStore, home: Path, subject: Subject) -> None:
     store.erase(who)
 
 
-def has_state(home: Path) -> bool:
-    """Whether this node has a database of the state."""
-    databases = StatePaths.of(home).databases
-    return database(databases, current_generation(databases)).exists()
+class StatesHere:
+    """The state of this node where no writer runs: `app.erase.States`.
 
-
-def without_writer(settings: Settings, home: Path, work: Callable[[StateStore], Any]) -> Any:
-    """Does something with the database of a node on which no writer runs.
-
-    Raises:
-        StateUnavailable: one runs.
+    Args:
+        settings: with the broker's address.
+        home: MANTA_HOME.
     """
-    databases = StatePaths.of(home).databases
-    generation = current_generation(databases)
-    store = StateStore(database(databases, generation), settings, generation=generation)
-    try:
-        return work(store)
-    finally:
-        store.close()
+
+    def __init__(self, settings: Settings, home: Path) -> None:
+        self._settings, self._home = settings, home
+
+    def known(self, subject: Subject) -> Known:
+        """Reads on from Kafka to the request; where there is no state, what the lake knows of merges."""
+
+        def look(store: StateStore) -> Known:
+            erased = load_erased(self._settings, self._home)
+            store.erase_known(erased)
+            apply_up_to(self._settings, store, subject.ends, erased)
+            return store.known(subject.user_id)
+
+        if not self._has_state():
+            return Known(_merged_in_the_lake(self._settings, self._home, subject.user_id), True)
+        found: Known = self._with_store(look)
+        return found
+
+    def erase(self, subject: Subject) -> list[PlaceReport]:
+        """As `app.erasure.places.Place.clear`."""
+        if self._has_state():
+            self._with_store(lambda store: erase_here(store, self._home, subject))
+            return [cleared("state")]
+        return [cleared("state", "there is none")]
+
+    def shown(self, user_id: str) -> tuple[UserHistory, dict[str, Any] | None]:
+        """A user's history and columns, as this node has them."""
+        if not self._has_state():
+            return EMPTY_HISTORY, None
+        found: tuple[UserHistory, dict[str, Any] | None] = self._with_store(lambda store: store.shown(user_id))
+        return found
+
+    def _has_state(self) -> bool:
+        databases = StatePaths.of(self._home).databases
+        return database(databases, current_generation(databases)).exists()
+
+    def _with_store(self, work: Work) -> Any:
+        databases = StatePaths.of(self._home).databases
+        generation = current_generation(databases)
+        store = StateStore(database(databases, generation), self._settings, generation=generation)
+        try:
+            return work(store)
+        finally:
+            store.close()
+
+
+def _merged_in_the_lake(settings: Settings, home: Path, user_id: str) -> tuple[str, ...]:
+    """Sessions whose first merge is into a user, by the events of the lake."""
+    from app.lake.snapshot import snapshot
+    from app.lake.tables import open_lake
+
+    lake = open_lake(settings, home)
+    if not lake.exists(EVENTS) or (now := snapshot(lake, EVENTS)).id is None:
+        return ()
+    names = ("event_time", "partition", "offset", "user_id", "session_id")
+    merges = now.source.scan(f"event_type = '{MERGE}'", selected_fields=names, snapshot_id=now.id).to_arrow()
+    first: dict[str, tuple[Any, ...]] = {}
+    for *place, owner, session_id in zip(*(merges[name].to_pylist() for name in names), strict=True):
+        first[session_id] = min((*place, owner), first.get(session_id, (*place, owner)))
+    return tuple(sorted(session_id for session_id, link in first.items() if link[-1] == user_id))
 
 
 def apply_up_to(settings: Settings, store: StateStore, ends: Mapping[str, TopicEnd], erased: Erased) -> None:
@@ -156,7 +205,7 @@ def apply_up_to(settings: Settings, store: StateStore, ends: Mapping[str, TopicE
                 break  # the log itself is shorter by now, or nobody answers
     finally:
         feed.close()
-    if not feed.connected:
+    if _behind(store, ends) is not None and not feed.connected:
         raise StateUnavailable(f"the state could not be read on from Kafka: {feed.error}")
 
 

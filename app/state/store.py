@@ -18,9 +18,10 @@ from app.settings import Settings
 from app.state import layout
 from app.state.batch import Batch, StateEvent, counts_already, session_key, user_key
 from app.state.erasing import Who, before_by, erasing, known_of, who_of
-from app.state.history import Entry, add, drop_expired, extend, is_view
+from app.state.history import Entry, add, drop_expired, extend, is_view, read
 from app.state.merging import Links, fold_view
 from app.state.position import Published, merged
+from app.state.reader import UserHistory
 from app.time_to_live import in_ms, oldest_counted
 
 ITEM = struct.Struct("<QB")  # sequence, available; the columns' JSON follows
@@ -171,6 +172,12 @@ class StateStore:
     def known(self, user_id: str) -> Known:
         """What an erasure must know of a user."""
         return known_of(self._families, user_id)
+
+    def shown(self, user_id: str) -> tuple[UserHistory, dict[str, Any] | None]:
+        """A user's history and columns; None: there are none."""
+        columns = self._families[layout.USERS].get(user_id.encode())
+        history = read(self._families[layout.HISTORIES].get(user_key(user_id)), self._since())
+        return history, None if columns is None else orjson.loads(columns)
 
     def erase(self, who: Who) -> Published:
         """Takes out what users and sessions have here from before their erasures, and gives it away to no file.

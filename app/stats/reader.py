@@ -105,6 +105,18 @@ class StatsReader:
             self._catch_up()
             return self._progress()
 
+    def offsets(self) -> dict[str, dict[int, int]]:
+        """topic → partition → next offset that is in no figure yet.
+
+        Raises:
+            StateUnavailable: as `figures`.
+        """
+        with self._lock:
+            self._catch_up()
+            (saved,) = get_many(self._families[META], [STATE])
+        found = orjson.loads(saved).get("offsets", {}) if saved else {}
+        return {topic: {int(partition): at for partition, at in parts.items()} for topic, parts in found.items()}
+
     def trending(self, surface: str) -> dict[str, Any]:
         """`{"as_of", "start", "end", "items": [[item id, score, count], ...]}`, microseconds; best first.
 

@@ -1,0 +1,143 @@
+"""Commands about users: show, erase."""
+
+import os
+import time
+import urllib.parse
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.errors import MantaError, NotFound
+from deployments.run import Run, running
+from scripts import show
+from scripts.bundles import serving
+from scripts.endpoint import Away, call
+from scripts.session import Session, open_session
+
+if TYPE_CHECKING:
+    from app.state.reader import UserHistory
+
+_POLL_S = 0.3
+_AWAY_S = 60.0
+
+UserId = Annotated[str, typer.Argument(metavar="ID", help="The user's id.")]
+Document = dict[str, Any]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Registers the commands."""
+    users = typer.Typer(help="Users: what is known of one, and erasure.", no_args_is_help=True)
+    users.command("show", epilog="Example: manta users show 42")(show_)
+    users.command("erase", epilog="Example: manta users erase 42 --json")(erase)
+    app.add_typer(users, name="users")
+
+
+def show_(user_id: UserId, json_: show.JsonFlag = False) -> None:
+    """Says what the state has of a user: columns and events; and what his last erasure came to."""
+    session = open_session()
+    found = _known(session, user_id)
+    if found is None:
+        raise NotFound("no such user: nothing is known of that id, and nothing was erased")
+    if json_:
+        show.as_json(found)
+        return
+    show.facts({key: value for key, value in found.items() if key != "erasure"})
+    if found["erasure"] is not None:
+        print()
+        _print(found["erasure"])
+
+
+def erase(user_id: UserId, json_: show.JsonFlag = False) -> None:
+    """Erases all that is known of a user, everywhere; returns once it is done, or says which places failed."""
+    session = open_session()
+    run = serving(session.home)
+    done = _erase_here(session, user_id) if run is None else _erase_there(run, user_id)
+    if json_:
+        show.as_json(done)
+    else:
+        _print(done)
+    if done["state"] != "done":
+        raise MantaError(f"erasure {done['erasure']}: {done['state']}: {done['reason']}; run it again")
+
+
+def _erase_there(run: Run, user_id: str) -> Document:
+    """Through the endpoint: every node does its part."""
+    path = "/v1/users/" + urllib.parse.quote(user_id, safe="")
+    begun = call(run.endpoint, path, method="DELETE")
+    show.say(f"erasure {begun['erasure']}")
+    answered, told = time.monotonic(), 0
+    while True:
+        try:
+            found = call(run.endpoint, f"/v1/erasures/{begun['erasure']}")
+            answered = time.monotonic()
+        except Away:
+            if time.monotonic() - answered > _AWAY_S:
+                raise
+            found = {"state": "running", "places": []}
+        for place in found["places"][told:]:
+            show.say(f"{place['place']}: {place.get('detail') or 'clear'}")
+        told = max(told, len(found["places"]))
+        if found["state"] != "running":
+            return found
+        time.sleep(_POLL_S)
+
+
+def _erase_here(session: Session, user_id: str) -> Document:
+    """In this process: no system answers."""
+    from app.erase import Eraser, alone, request
+    from app.erasure.ledger import ErasureLedger
+    from app.events.topics import ensure_topics
+    from app.state.erasures import StatesHere
+    from deployments.cluster import attach
+    from deployments.erase_files import places_of
+
+    with attach(session.settings, session.home, ray=False, say=show.say) as attached, alone(session.home) as mine:
+        if not mine:
+            raise MantaError("another erasure is being carried out in this home: run it again once that has ended")
+        settings = attached.settings
+        ensure_topics(settings.kafka)
+        ledger = ErasureLedger(settings, session.home)
+        states = StatesHere(settings, session.home)
+        eraser = Eraser(settings, ledger, states, places_of(settings, session.home, None))
+        try:
+            erasure = request(settings, ledger, user_id)
+            show.say(f"erasure {erasure.id}")
+            return eraser.run(erasure.id, show.say).as_json()
+        finally:
+            ledger.close()
+
+
+def _known(session: Session, user_id: str) -> Document | None:
+    from app.erasure.ledger import ErasureLedger
+    from app.events.schema import format_time
+
+    latest = None
+    if session.settings.registry.url or (session.home / "registry.db").exists():
+        latest = ErasureLedger(session.settings, session.home).latest(user_id)
+    history, columns = _in_the_state(session, user_id)
+    found: Document = {"user_id": user_id, "columns": columns, "events": len(history.item_ids), "newest": None}
+    if len(history.times):
+        found["newest"] = format_time(int(history.times[-1]) * 1000)
+    found["erasure"] = latest.as_json() if latest is not None else None
+    return found if any(found[key] for key in ("columns", "events", "erasure")) else None
+
+
+def _in_the_state(session: Session, user_id: str) -> "tuple[UserHistory, dict[str, Any] | None]":
+    """As the writer of this node shows it, or without one as the database has it."""
+    from app.state.erasures import StatesHere
+    from app.state.replica import StateReplica
+
+    if running(session.home) is None:
+        return StatesHere(session.settings, session.home).shown(user_id)
+    reader = StateReplica.of_home(session.home, f"show-{os.getpid()}")
+    try:
+        reader.catch_up()
+        return reader.histories([("user", user_id)])[0], reader.user_columns([user_id])[0]
+    finally:
+        reader.close()
+
+
+def _print(erasure: Document) -> None:
+    show.facts({key: value for key, value in erasure.items() if key != "places" and value is not None})
+    print()
+    show.table(erasure["places"], ["place", "cleared", "retention_until", "detail"], "no place has been reported yet")

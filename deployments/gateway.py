@@ -343,10 +343,11 @@ class Gateway:
         """As `Service.readiness`."""
         try:
             await self._fresh()
-            stopped = self._state.shortage()
-            state: dict[str, Any] = {"ready": True} if stopped is None else {"ready": True, "writer": str(stopped)}
+            state: dict[str, Any] = {"ready": True}
         except StateUnavailable as error:
             state = {"ready": False, "reason": str(error)}
+        if (stopped := self._state.shortage()) is not None:
+            state["writer"] = str(stopped)
         missing = [name for name in self.settings.surfaces if name not in self._answering.lanes]
         bundles = {"ready": not missing, "live": dict(self._store.live), "missing": missing}
         stages = {"state": state, "bundles": bundles}

@@ -13,11 +13,12 @@ import pytest
 
 from app.api.problems import Problem
 from app.chain.request import Answer, Reason, Request, Scored
-from app.errors import BrokerUnavailable, BundleError, Conflict, NotFound
+from app.errors import BrokerUnavailable, BundleError, Conflict, NotFound, StateUnavailable
 from app.events.schema import EVENTS, ITEMS, Impression, read_columns
 from app.own_folders import hold
 from app.settings import Settings
 from app.state.memory import MemoryState
+from app.state.room import Shortage
 from deployments.bundles import BundleStore
 from deployments.freshness import Follower
 from deployments.gateway import Gateway
@@ -216,6 +217,25 @@ async def test_a_replica_that_closes_counts_the_impressions_that_it_could_not_se
     await Gateway.__del__(replica)  # type: ignore[arg-type]
     assert len(topic.sent) == 1
     assert counted.counts == {"dropped": 3}
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+async def test_a_writer_that_has_no_room_is_told_in_one_line_and_takes_no_replica_out_of_service(fresh: bool) -> None:
+    async def catch_up() -> None:
+        if not fresh:
+            raise StateUnavailable("nothing was published yet")
+
+    replica = SimpleNamespace(
+        settings=Settings(),
+        _fresh=catch_up,
+        _state=SimpleNamespace(shortage=lambda: Shortage(7_000, 200_000_000)),
+        _answering=SimpleNamespace(lanes={"home": None}),
+        _store=SimpleNamespace(live={"home": "b1"}),
+    )
+    ready, stages = await Gateway.readiness(replica)  # type: ignore[arg-type]
+    assert ready is fresh
+    assert stages["state"]["ready"] is fresh
+    assert "found 7,000 bytes free, wanted 200,000,000 (state.min_free_bytes)" in stages["state"]["writer"]
 
 
 class Applying:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from app.errors import StateUnavailable
-from app.state.history import Entry, add, entries_of, extend, fold, is_view, read
+from app.state.history import Entry, add, drop_expired, entries_of, extend, fold, is_view, read
 from app.state.reader import EMPTY_HISTORY
 
 NAN = float("nan")
@@ -79,6 +79,27 @@ def test_the_version_changes_with_every_event_and_not_with_their_order() -> None
     versions = {read(fold(entries[:n], 100)).version for n in range(1, 21)}
     assert len(versions) == 20
     assert all(0 < version < 2**53 for version in versions)
+
+
+@pytest.mark.parametrize("kinds", [("click",), ("click", "rating"), tuple(f"t{n}" for n in range(300))])
+def test_what_has_expired_is_left_out_as_if_it_had_never_been(kinds: tuple[str, ...]) -> None:
+    entries = [
+        Entry(-5000 + place * 500, place % 3, place * 7, f"é{place % 9}", kinds[place % len(kinds)], 1.0)
+        for place in range(60)
+    ]
+    record = fold(entries, 100, view=True)
+    for since in range(-6, 26):
+        left = [entry for entry in entries if entry.time >= since * 1000]
+        wanted = read(fold(left, 100))
+        dropped = drop_expired(record, since)
+        assert dropped == (fold(left, 100, view=True) if left else None)
+        for found in (read(record, since), read(dropped, since), read(record).since(since)):
+            assert found.item_ids == wanted.item_ids
+            assert found.event_types == wanted.event_types
+            assert found.times.tolist() == wanted.times.tolist()
+        assert read(record, since).version == read(dropped).version == wanted.version
+    assert drop_expired(record, None) is record
+    assert drop_expired(fold([], 5, view=True), 0) is None
 
 
 def test_another_format_is_refused() -> None:

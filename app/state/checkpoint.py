@@ -7,11 +7,13 @@ it there is no checkpoint. Ids sort by time.
 import hashlib
 import json
 import logging
+import re
 import secrets
 import shutil
 import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from app.state.store import StateStore
 
 MANIFEST = "checkpoint.json"
 _PATIENCE_S = 60.0
+_STAMP, _NAME = "%Y%m%dT%H%M%S", re.compile(r"\d{8}T\d{6}-[0-9a-f]{6}")
+_UNFINISHED = timedelta(days=1)
 
 log = logging.getLogger("manta.state")
 
@@ -36,7 +40,7 @@ class CheckpointReport:
         checkpoint: its id.
         place: where it is.
         files, bytes: how much.
-        removed: older checkpoints that were removed.
+        removed: older checkpoints that were removed, and half ones that somebody had begun a day before.
         seconds: how long it took.
     """
 
@@ -77,12 +81,13 @@ def write_checkpoint(settings: Settings, home: Path) -> CheckpointReport:
     shutil.rmtree(paths.checkpoint, ignore_errors=True)
     _make(settings, paths)
     place = checkpoints_place(settings, home)
-    name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    name = f"{datetime.now(UTC):{_STAMP}}-{secrets.token_hex(3)}"
     try:
         store = Place.of(place)
         files, size = _upload(store / name, paths.checkpoint)
         _require_whole(store, name)
-        removed = store.folders_with(MANIFEST)[: -settings.state.checkpoints_kept]
+        whole = store.folders_with(MANIFEST)
+        removed = whole[: -settings.state.checkpoints_kept] + _broken_off(store.folders(), whole)
         for older in removed:
             store.remove(older)
     except StoreError as error:
@@ -117,6 +122,12 @@ def restore_newest(place: str, target: Path) -> str | None:
         log.info("the state starts from checkpoint %s at %s", name, place)
         return name
     return None
+
+
+def _broken_off(folders: Sequence[str], whole: Collection[str]) -> list[str]:
+    """Checkpoints that were begun and not finished, and nobody can still be writing."""
+    latest = f"{datetime.now(UTC) - _UNFINISHED:{_STAMP}}"
+    return [name for name in folders if name not in whole and _NAME.fullmatch(name) and name < latest]
 
 
 def _make(settings: Settings, paths: StatePaths) -> None:

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -93,13 +94,16 @@ def test_damaged_and_unfinished_ones_are_passed_over(tmp_path: Path, caplog: pyt
     place = tmp_path / "store"
     settings = settings_with(place, kept=2)
     names = []
+    yesterday, now = (f"{datetime.now(UTC) - timedelta(hours=hours):%Y%m%dT%H%M%S}-0a1b2c" for hours in (25, 0))
+    for name in (yesterday, now, "of somebody else"):
+        (place / name).mkdir(parents=True)
     for number in range(3):
         store = opened(tmp_path, settings)
         store.apply(events(event(number, f"i{number}")))
         store.close()
         names.append(write_checkpoint(settings, tmp_path).checkpoint)
         time.sleep(1.1)  # ids have seconds
-    assert sorted(folder.name for folder in place.iterdir()) == names[1:]
+    assert sorted(folder.name for folder in place.iterdir()) == sorted([now, *names[1:], "of somebody else"])
     newest = place / names[2]
     victim = next(file for file in newest.iterdir() if file.suffix == ".sst")
     victim.write_bytes(victim.read_bytes()[:-1] + b"X")

@@ -15,15 +15,16 @@ from app.erasure.places import Subject
 from app.errors import BrokerUnavailable
 from app.events import topics
 from app.events.blocks import ReadBlock, ReadFailed, block_hashes
-from app.events.columns import RECORDS
+from app.events.columns import EVENT_COLUMNS, RECORDS
 from app.events.decode import decode_topic
 from app.events.ranges import OffsetRange, TopicBounds
 from app.events.schema import EVENTS
-from app.lake import ingest
-from app.lake.commit import TopicOffsets
+from app.lake import identities, ingest
+from app.lake.commit import Progress, TopicOffsets, append
 from app.lake.erase import erase_rows
+from app.lake.identities import KnownEvents
 from app.lake.ingest import IngestJob
-from app.lake.snapshot import snapshot
+from app.lake.snapshot import snapshot, snapshot_of
 from app.lake.tables import open_lake
 from app.settings import Settings
 
@@ -94,6 +95,33 @@ def test_dead_letters_that_cannot_be_written_lose_nothing_either(log: Log) -> No
         log.take(held(4))
     log.take(held(4))
     assert len(log.ids()) == 8
+
+
+def test_what_is_remembered_is_bounded_and_forgets_nothing_that_can_repeat(log: Log) -> None:
+    known, table = KnownEvents(1000), log.lake.table(EVENTS)
+
+    def fresh(names: str, arrival: int) -> str:
+        """Those of the events, named by a letter each, that count; they are committed."""
+        rows = [{"user_id": "u", "event_id": name, "event_type": "search", "event_time": 0} for name in names]
+        more = {"record_time": arrival * 1000, "topic": EVENTS, "partition": 0, "offset": 0}
+        found = pa.Table.from_pylist([row | more for row in rows], EVENT_COLUMNS)
+        hashes = block_hashes(EVENTS, found)
+        assert hashes is not None
+        kept = known.fresh(found, hashes, snapshot_of(EVENTS, table))
+        append(table, kept, Progress({EVENTS: TopicOffsets("id", {0: 1})}), max_open_partitions=9)
+        known.tidy()
+        return "".join(kept["event_id"].to_pylist())
+
+    with patch.object(identities, "_REMEMBERED", 3):
+        assert fresh("abcdef", 5000) == "abcdef"
+        assert fresh("g", 5800) == "g"
+        assert fresh("ah", 5999) == "h"
+        assert fresh("bi", 6000) == "bi"  # the horizon has passed
+        assert fresh("j", 7500) == "j"
+        assert known._seen is not None
+        assert len(known._seen) == 1  # all else is too old for what comes at that time
+        assert fresh("bck", 6990) == "ck"  # an arrival that is late: read again from the lake
+        assert fresh("bck", 6995) == ""
 
 
 def test_offsets_outlive_a_topic_or_partition_that_the_broker_does_not_name(log: Log) -> None:

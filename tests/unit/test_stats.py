@@ -15,7 +15,8 @@ from app.settings import Settings
 from app.stats.batch import StatsBatch
 from app.stats.counters import DAY_US, HOUR_US
 from app.stats.fold import StatsFold
-from app.stats.held import ANSWERS, DAYS, HOURS, ITEMS, META, SEEN, Changes, MemoryHeld
+from app.stats.held import ANSWERS, DAYS, HOURS, ITEMS, META, SEEN, Changes, Draft, MemoryHeld
+from app.stats.identities import Identities
 from app.stats.reader import Bucket, StatsReader
 from app.stats.store import RocksHeld, StatsPaths
 
@@ -217,6 +218,31 @@ def test_what_repeats_counts_once_but_not_what_has_no_id_of_its_own() -> None:
     assert fold.totals["duplicates"] == 2
     fold.list_trending()
     assert fold._trending.lists(held, MONDAY)["home"]["items"] == [["a", 4.0, 4]]
+
+
+def test_an_identity_counts_again_after_the_horizon_and_is_kept_for_twice_as_long() -> None:
+    """As lake and state have it (`tests/property/test_dedup.py`)."""
+    held, identities = MemoryHeld(), Identities(1000)
+
+    def repeats(*arrivals: int) -> list[bool]:
+        rows = [{"user_id": "u", "event_id": "x", "record_time": at * 1000, "offset": at} for at in arrivals]
+        draft = Draft(held)
+        found: list[bool] = identities.repeats(pa.Table.from_pylist(rows, EVENT_COLUMNS), draft).tolist()
+        draft.write()
+        return found
+
+    assert repeats(5000, 5999) == [False, True]
+    assert repeats(4001, 4000, 6000) == [True, False, False]
+    assert [identities.forget(held, now) for now in (8000, 8001)] == [0, 1]
+    assert repeats(6000) == [False]
+
+
+def test_a_time_beyond_now_moves_no_watermark_further_than_events_may_be_ahead() -> None:
+    held, log, now_us = MemoryHeld(), Log(), MONDAY + 5 * MINUTE
+    fold = StatsFold(held, SETTINGS)
+    fold.apply(log.batch(event(600, "far"), event(4)), now_us=now_us)
+    assert fold.progress.as_of == now_us + int(SETTINGS.events.max_future_s) * 1_000_000
+    assert fold.late[EVENTS] == 0
 
 
 def test_trending_is_the_newest_window_filled_from_longer_ones_and_from_all_time() -> None:

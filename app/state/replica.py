@@ -93,7 +93,7 @@ class StateReplica:
         return self._position
 
     def _follow(self, wanted: int, generation: int) -> None:
-        view = self._view
+        before = view = self._view
         if view is None or view.generation != generation:
             view = self._open(generation)
         else:
@@ -103,9 +103,13 @@ class StateReplica:
             found = view.moves()
             if found >= wanted:
                 self._view = view
+                if before is not None and before is not view:  # its readers in flight hold it still
+                    shutil.rmtree(before.own_path, ignore_errors=True)
                 return
             time.sleep(pause)
             view.db.try_catch_up_with_primary()
+        if view is not before:
+            shutil.rmtree(view.own_path, ignore_errors=True)
         raise StateUnavailable(
             f"state database {self._databases}: found publication {found}, wanted {wanted} or later of the position"
         )
@@ -115,10 +119,11 @@ class StateReplica:
         if self._mark is None:
             self._mark = hold(self._own_path)
         own_path = self._own_path / f"{generation:08d}-{self._opened}"
-        view = _View(layout.database(self._databases, generation), own_path, generation)
-        if self._view is not None:  # its readers in flight hold it still
-            shutil.rmtree(self._view.own_path, ignore_errors=True)
-        return view
+        try:
+            return _View(layout.database(self._databases, generation), own_path, generation)
+        except Exception:  # rocksdict raises bare exceptions
+            shutil.rmtree(own_path, ignore_errors=True)
+            raise
 
     def close(self) -> None:
         """Gives up the secondary and its folder."""

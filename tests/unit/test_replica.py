@@ -105,6 +105,29 @@ def test_another_database_is_followed_while_others_read(node: Node) -> None:
     assert node.items() == ("7",)
 
 
+def test_failing_again_and_again_leaves_nothing_lying_about(node: Node, tmp_path: Path) -> None:
+    node.apply(0)
+    node.replica.catch_up()
+    own = tmp_path / "replicas" / "r"
+    there = sorted(own.glob("0*"))
+    assert len(there) == 1
+    for generation, promised in ((1, 1), (2, 10_000)):  # a database that is not there; one that is behind its position
+        if generation == 2:
+            node.store.close()
+            node.open(2)
+            node.store.apply(click(0))
+        node.position.publish(Published({}, generation=generation, moves=promised))
+        for _ in range(3):
+            with pytest.raises(StateUnavailable):
+                node.replica.catch_up()
+        assert sorted(own.glob("0*")) == there
+    assert node.items() == ("0",)  # what it has is still read
+    node.position.publish(node.store.outrun(20_000))
+    node.replica.catch_up()
+    (now,) = own.glob("0*")
+    assert now.name.startswith("00000002-")
+
+
 def test_a_database_has_one_writer_at_a_time(node: Node) -> None:
     with pytest.raises(StateUnavailable, match="lock hold"):
         node.open(0)

@@ -119,11 +119,11 @@ def package(
             ),
             sizes={"events": len(data.interactions), "users": data.interactions.n_users},
         )
-        erased = load_erased(settings, home)
-        bundle = _write(settings, home, data, final, chain, lineage, erased)
-        while (now := load_erased(settings, home)).version != erased.version:  # somebody was erased meanwhile
-            shutil.rmtree(bundles_folder(settings, home) / bundle, ignore_errors=True)
-            erased, bundle = now, _write(settings, home, data, final, chain, lineage, now)
+        bundle = write_without_erased(
+            lambda erased: _write(settings, home, data, final, chain, lineage, erased),
+            lambda: load_erased(settings, home),
+            bundles_folder(settings, home),
+        )
         place = bundles_folder(settings, home) / bundle
         registry.register(bundle, place, read_manifest(place).model_dump(mode="json"))
         for retired in registry.retire(settings.registry.keep):
@@ -230,6 +230,30 @@ def _judge_bundle(bundle: LoadedBundle, data: TrainingSet, cases: NDArray[np.int
     items = bundle.items.copy()
     items.put(len(known), {})
     return judge_chain(chain, bundle.sources, bundle.statistics, items, translated, cases, history_limit)
+
+
+def write_without_erased(write: Callable[[Erased], str], load: Callable[[], Erased], parent: Path) -> str:
+    """Writes a bundle as long as it takes until nobody was erased meanwhile; its id.
+
+    Args:
+        write: writes it without lists for the erased.
+        load: who is erased by now.
+        parent: where the bundles are.
+
+    Raises:
+        BundleError, OSError: as `write`, where no erasure was at work.
+    """
+    while True:
+        erased = load()
+        try:
+            bundle = write(erased)
+        except (BundleError, OSError):  # an erasure removes what it finds with the user in it, finished or not
+            if load().version == erased.version:
+                raise
+            continue
+        if load().version == erased.version:
+            return bundle
+        shutil.rmtree(parent / bundle, ignore_errors=True)
 
 
 def _write(

@@ -7,11 +7,12 @@ What is live is replaced by a promotion; the old one goes when nothing leads to 
 import logging
 import re
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
-from app.bundles.build import ITEMS, LISTS, WRITING, rewrite_bundle
+from app.bundles.build import ITEMS, LISTS, rewrite_bundle
 from app.bundles.manifest import read_manifest
 from app.bundles.registry import BundleRow, Registry, bundles_folder, open_registry
 from app.cache import ListStore, copy_lists_sst
@@ -25,6 +26,8 @@ Promote = Callable[[str, Sequence[str]], None]
 
 _REPLACED = re.compile(r"\.e[0-9a-f]{8}$")
 _LONGEST = 110
+_READING = ".reading-"  # before the name of a folder in which lists are looked up
+_STILL_S = 60.0  # what was not written to for so long is a killed process's
 _PIECE = 1 << 22
 _TEXTS = frozenset({".json", ".txt"})
 _TELLING = 8  # bytes
@@ -109,20 +112,30 @@ class BundlesPlace:
             raise BundleError(f"bundle {new}: found {old} still live on {', '.join(stuck)}, wanted it replaced")
 
     def _remove_unregistered(self, registered: set[str], keys: Sequence[str]) -> int:
-        """What a killed run left beside the bundles, with the user in it or unreadable."""
+        """What killed processes left beside the bundles with the user in it; how many.
+
+        A sweep that is writing looks at the ledger once more before it registers its bundle.
+        """
         removed = 0
         parent = bundles_folder(self._settings, self._home)
-        for folder in parent.iterdir() if parent.is_dir() else ():
-            if not folder.is_dir() or folder.name in registered:
-                continue
-            try:
-                holds = folder.name.startswith(WRITING) or self._holds(folder, keys)
-            except BundleError:
-                holds = True
-            if holds:
+        for folder in sorted(parent.iterdir()) if parent.is_dir() else ():
+            if folder.is_dir() and folder.name not in registered and self._is_left(folder, keys):
                 shutil.rmtree(folder, ignore_errors=True)
                 removed += 1
         return removed
+
+    def _is_left(self, folder: Path, keys: Sequence[str]) -> bool:
+        if folder.name.startswith(_READING):
+            return True  # erasures run one at a time
+        try:
+            return self._holds(folder, keys)
+        except BundleError:
+            lists = folder / LISTS
+            if lists.exists() and time.time() - lists.stat().st_mtime < _STILL_S:
+                raise BundleError(
+                    "a bundle is being written, wanted it whole or gone; the erasure goes on later"
+                ) from None
+            return True
 
 
 def has_lists(lists: Path, keys: Sequence[str], scratch: Path) -> bool:
@@ -131,7 +144,7 @@ def has_lists(lists: Path, keys: Sequence[str], scratch: Path) -> bool:
     Raises:
         BundleError: it is no such file.
     """
-    store = ListStore(scratch / f"{WRITING}{lists.parent.name}", lists)
+    store = ListStore(scratch / f"{_READING}{lists.parent.name}", lists)
     try:
         return any(store.rows(key) is not None for key in keys)
     finally:

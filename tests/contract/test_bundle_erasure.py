@@ -1,5 +1,6 @@
 """Erasure from bundles: lists by user go, what is live is replaced, and no family saves anything by user."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +110,12 @@ def test_killed_anywhere_the_next_run_goes_on(
             with pytest.raises(Killed):
                 place.clear(SUBJECT)
     (tmp_path / "bundles" / ".writing-x").mkdir()
-    (tmp_path / "bundles" / ".writing-x" / LISTS).write_bytes(b"\0 torn " + USER.encode())
+    torn = tmp_path / "bundles" / ".writing-x" / LISTS
+    torn.write_bytes(b"\0 torn " + USER.encode())
+    (tmp_path / "bundles" / ".reading-x").mkdir()
+    with pytest.raises(BundleError, match="a bundle is being written"):
+        place.clear(SUBJECT)
+    os.utime(torn, (1, 1))
     place.clear(SUBJECT)
     assert files_with(tmp_path, USER) == []
     (row,) = registry.bundles()

@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,12 @@ import pyarrow as pa
 import pytest
 
 from app.erasure.erased import Boundary, Entry, Erased, Salt
-from app.errors import MantaError
+from app.errors import BundleError, MantaError
 from app.settings import LearnSettings, Settings
 from app.state.memory import MemoryState
 from app.time_to_live import DAY_MS
 from tune.dataset import TrainingSet, item_columns, training_set, weighted
-from tune.package import recent_users
+from tune.package import recent_users, write_without_erased
 
 WEIGHTS = {"rating": 1.0, "click": 0.5, "view": 0.0}
 ITEMS = pa.table(
@@ -169,3 +170,28 @@ def test_lists_are_for_the_newest_users_and_for_nobody_who_was_erased() -> None:
     salt = Salt(b"salt")
     erased = Erased(salt, [Entry(frozenset({salt.key("user", "gone")}), Boundary(0, {}))])
     assert [found.user_ids[user] for user in recent_users(found, erased)] == ["new", "old"]
+
+
+def test_a_bundle_is_written_again_where_somebody_was_erased_meanwhile(tmp_path: Path) -> None:
+    salt = Salt(b"salt")
+    entries: list[Entry] = []
+    written: list[int] = []
+
+    def write(erased: Erased) -> str:
+        written.append(erased.version)
+        if len(written) < 3:
+            entries.append(Entry(frozenset({salt.key("user", f"u{len(written)}")}), Boundary(0, {})))
+        if len(written) == 2:
+            raise BundleError("an erasure has removed what was half written")
+        (tmp_path / f"b{len(written)}").mkdir()
+        return f"b{len(written)}"
+
+    assert write_without_erased(write, lambda: Erased(salt, entries), tmp_path) == "b3"
+    assert len(set(written)) == 3
+    assert [folder.name for folder in tmp_path.iterdir()] == ["b3"]
+    with pytest.raises(OSError, match="no room"):
+        write_without_erased(lambda _: _fails(), lambda: Erased(salt, entries), tmp_path)
+
+
+def _fails() -> str:
+    raise OSError("no room")

@@ -27,6 +27,7 @@ Promote = Callable[[str, Sequence[str]], None]
 _REPLACED = re.compile(r"\.e[0-9a-f]{8}$")
 _LONGEST = 110
 _READING = ".reading-"  # before the name of a folder in which lists are looked up
+_DROPPED_S, _LOOK_S = 30.0, 0.2
 _STILL_S = 60.0  # what was not written to for so long is a killed process's
 _PIECE = 1 << 22
 _TEXTS = frozenset({".json", ".txt"})
@@ -67,6 +68,7 @@ class BundlesPlace:
             for row in registry.bundles():
                 _look_further(row.folder, subject)
             left = self._remove_unregistered({row.folder.name for row in registry.bundles()}, keys)
+            self._wait_for_replicas({row.id for row in registry.bundles()})
         finally:
             registry.close()
         detail = f"{len(replaced)} replaced by ones without his lists; every other file looked through"
@@ -110,6 +112,15 @@ class BundlesPlace:
         stuck = [surface for surface in surfaces if registry.live(surface) == old]
         if stuck:
             raise BundleError(f"bundle {new}: found {old} still live on {', '.join(stuck)}, wanted it replaced")
+
+    def _wait_for_replicas(self, registered: set[str]) -> None:
+        """Each replica has a copy of the lists of the bundles that it has loaded, for as long as a request uses one."""
+        deadline = time.monotonic() + _DROPPED_S
+        while held := [path for path in self._home.glob("cache/*/lists/*") if path.name not in registered]:
+            if time.monotonic() > deadline:
+                names = ", ".join(sorted({path.name for path in held}))
+                raise BundleError(f"bundles {names}: found them loaded still, wanted every replica to drop them")
+            time.sleep(_LOOK_S)
 
     def _remove_unregistered(self, registered: set[str], keys: Sequence[str]) -> int:
         """What killed processes left beside the bundles with the user in it; how many.

@@ -1,6 +1,8 @@
 """Erasure from bundles: lists by user go, what is live is replaced, and no family saves anything by user."""
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from app.bundles import erase
-from app.bundles.build import LISTS
+from app.bundles.build import LISTS, rewrite_bundle
 from app.bundles.erase import BundlesPlace
 from app.bundles.load import load_bundle
 from app.bundles.manifest import verify
@@ -27,6 +29,7 @@ from tests.unit.tiny_bundle import write_tiny
 
 SETTINGS = Settings(surfaces={"home": SurfaceSettings(), "related": SurfaceSettings()})
 USER, OTHERS = "0d7c5e2f9a8b4c3d6e1f0a9b8c7d6e5f", [f"0d7c5e2f9a8b4c3d{place:016d}" for place in range(40)]
+Bundle = Callable[..., None]  # name, people, metrics
 SUBJECT = Subject("e-1", USER, (), 0, {})
 
 
@@ -35,21 +38,29 @@ def registry(tmp_path: Path) -> Registry:
     return open_registry(SETTINGS, tmp_path)
 
 
-def bundle(
-    home: Path, registry: Registry, name: str, people: list[str], metrics: dict[str, float] | None = None
-) -> None:
-    """A registered bundle with a list for each."""
-    folder = write_tiny(home / "bundles", f"plain-{name}")
-    lists = {f"u:{person}": np.arange(5, dtype=np.int32) for person in people}
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle without lists."""
+    return write_tiny(tmp_path_factory.mktemp("plain"), "plain")
 
-    def change(fresh: Path) -> None:
-        write_lists_sst(fresh / LISTS, {**lists, "i:i1": np.arange(3, dtype=np.int32)})
 
-    made = erase.rewrite_bundle(folder, name, change, metrics or {"ndcg_at_10": 0.2})  # type: ignore[attr-defined]
-    registry.register(name, made, verify(made).model_dump(mode="json"))
-    for path in sorted(folder.rglob("*"), reverse=True):
-        path.unlink() if path.is_file() else path.rmdir()
-    folder.rmdir()
+@pytest.fixture
+def bundle(plain: Path, registry: Registry, tmp_path: Path) -> Bundle:
+    """Registers bundles with a list for each of some people."""
+
+    def make(name: str, people: list[str], metrics: dict[str, float] | None = None) -> None:
+        lists = {f"u:{person}": np.arange(5, dtype=np.int32) for person in people}
+
+        def change(fresh: Path) -> None:
+            write_lists_sst(fresh / LISTS, {**lists, "i:i1": np.arange(3, dtype=np.int32)})
+
+        folder = tmp_path / "bundles" / "plain"
+        shutil.copytree(plain, folder)
+        made = rewrite_bundle(folder, name, change, metrics or {"ndcg_at_10": 0.2})
+        shutil.rmtree(folder)
+        registry.register(name, made, verify(made).model_dump(mode="json"))
+
+    return make
 
 
 def keys(folder: Path, scratch: Path) -> set[bytes]:
@@ -61,11 +72,11 @@ def keys(folder: Path, scratch: Path) -> set[bytes]:
 
 
 def test_a_live_one_is_replaced_what_it_leads_back_to_too_and_the_rest_is_as_it_was(
-    registry: Registry, tmp_path: Path
+    bundle: Bundle, registry: Registry, tmp_path: Path
 ) -> None:
-    bundle(tmp_path, registry, "first", [USER, *OTHERS])
-    bundle(tmp_path, registry, "second", [*OTHERS, USER], {"ndcg_at_10": 0.3, "versus.first.ndcg_at_10": 0.2})
-    bundle(tmp_path, registry, "other", OTHERS)
+    bundle("first", [USER, *OTHERS])
+    bundle("second", [*OTHERS, USER], {"ndcg_at_10": 0.3, "versus.first.ndcg_at_10": 0.2})
+    bundle("other", OTHERS)
     registry.move("first", {"home": None, "related": None})
     registry.move("second", {"home": "first"})
     asked: list[tuple[str, list[str]]] = []
@@ -94,9 +105,9 @@ class Killed(BaseException):
 
 
 def test_killed_anywhere_the_next_run_goes_on(
-    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle(tmp_path, registry, "only", [USER])  # with no other user's list
+    bundle("only", [USER])  # with no other user's list
     registry.move("only", {"home": None})
     place = BundlesPlace(SETTINGS, tmp_path)
     for point in ("erase:bundle_written", "erase:bundle_registered", "erase:bundle_live"):
@@ -123,17 +134,31 @@ def test_killed_anywhere_the_next_run_goes_on(
     assert [folder.name for folder in (tmp_path / "bundles").iterdir()] == [row.id]
 
 
-def test_a_bundle_that_names_the_user_elsewhere_or_cannot_be_replaced_is_no_success(
-    registry: Registry, tmp_path: Path
+def test_replicas_have_dropped_it_before_it_is_reported(
+    bundle: Bundle, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle(tmp_path, registry, "odd", OTHERS)
+    bundle("live", [USER])
+    registry.move("live", {"home": None})
+    copy = tmp_path / "cache" / "replica" / "lists" / "live"
+    copy.mkdir(parents=True)
+    monkeypatch.setattr(erase, "_DROPPED_S", 0.0)
+    with pytest.raises(BundleError, match="found them loaded still"):
+        BundlesPlace(SETTINGS, tmp_path).clear(SUBJECT)
+    copy.rmdir()
+    assert BundlesPlace(SETTINGS, tmp_path).clear(SUBJECT)[0].cleared
+
+
+def test_a_bundle_that_names_the_user_elsewhere_or_cannot_be_replaced_is_no_success(
+    bundle: Bundle, registry: Registry, tmp_path: Path
+) -> None:
+    bundle("odd", OTHERS)
     spec = tmp_path / "bundles" / "odd" / "features" / "spec.json"
     text = spec.read_text()
     spec.write_text(text + f'"{USER}"')
     with pytest.raises(BundleError, match=r"found the user in spec\.json"):
         BundlesPlace(SETTINGS, tmp_path).clear(SUBJECT)
     spec.write_text(text)
-    bundle(tmp_path, registry, "live", [USER])
+    bundle("live", [USER])
     registry.move("live", {"home": None})
     with pytest.raises(BundleError, match="still live on home"):
         BundlesPlace(SETTINGS, tmp_path, lambda *_: None).clear(SUBJECT)

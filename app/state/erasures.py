@@ -20,7 +20,7 @@ from app.state.erasing import Who
 from app.state.feed import StateFeed
 from app.state.layout import StatePaths, current_generation, database, open_primary, remove_older
 from app.state.messages import to_batch
-from app.state.position import Published
+from app.state.position import Position
 from app.state.reader import EMPTY_HISTORY, UserHistory
 from app.state.room import is_held_by_another
 from app.state.store import StateStore
@@ -41,7 +41,7 @@ class NodeErasures:
         self._asked: SimpleQueue[tuple[Work, Future[Any]]] = SimpleQueue()
         self.erased = NOBODY
 
-    def begin(self, store: StateStore, stop: threading.Event) -> None:
+    def begin(self, store: StateStore, position: Position, stop: threading.Event) -> None:
         """Another database is open: whoever was erased without it goes out of it before anything is read from it."""
         while not stop.is_set():
             try:
@@ -51,10 +51,11 @@ class NodeErasures:
                 log.warning("the state waits for the ledger of erasures: %s", error)
             stop.wait(_AGAIN_S)
         if store.erase_known(self.erased) is not None:
+            position.open_anew()
             log.info("the state has made up for erasures that it had missed")
 
-    def serve(self, store: StateStore) -> Published | None:
-        """Does what is asked for; what is to be published then, None: nothing was."""
+    def serve(self, store: StateStore, position: Position) -> None:
+        """Does what is asked for, and publishes what has changed."""
         moves = store.published().moves
         while True:
             try:
@@ -63,10 +64,18 @@ class NodeErasures:
                 break
             if answer.set_running_or_notify_cancel():
                 try:
-                    answer.set_result(work(store))
+                    result = work(store)
+                    self._publish(store, position, moves)
+                    answer.set_result(result)
                 except Exception as error:
                     answer.set_exception(error)
-        return store.published() if store.published().moves != moves else None
+
+    @staticmethod
+    def _publish(store: StateStore, position: Position, moves: int) -> None:
+        published = store.published()
+        if published.moves != moves:
+            position.open_anew()
+            position.publish(published)
 
     def known(self, user_id: str, ends: Mapping[str, TopicEnd]) -> Known:
         """What is known of a user, once everything up to `ends` is applied.

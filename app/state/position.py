@@ -25,7 +25,7 @@ _WORDS = _HEAD + len(TOPICS) * MAX_PARTITIONS
 SIZE = _WORDS * 8
 # Words of the head.
 _MOVES, _GENERATION, _ITEMS, _WATERMARK, _HEARTBEAT, _PID, _LAG, _SINCE = range(1, 9)
-_STOPPED, _FREE, _WANTED, _BYTES = range(9, 13)
+_STOPPED, _FREE, _WANTED, _BYTES, _ANEW = range(9, 14)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +111,14 @@ class Position:
         words[_PID] = os.getpid()
         self.beat()
 
+    def open_anew(self) -> None:
+        """Makes every reader open the database anew; call before the publication that follows.
+
+        After an erasure: what a reader had read from the log stands in its own memory, over the files, and the log
+        that takes it back is gone.
+        """
+        self._words[_ANEW] += 1
+
     def beat(self, lag: int | None = None) -> None:
         """Says that the writer is alive, and how many messages it knows of that are not applied (-1: unknown)."""
         self._words[_HEARTBEAT] = time.time_ns() // 1_000_000
@@ -139,6 +147,11 @@ class Position:
     def generation(self) -> int:
         """Which database folder the writer writes; one memory read."""
         return self._words[_GENERATION]
+
+    @property
+    def opened(self) -> tuple[int, int]:
+        """What a reader must have opened: the generation, and how often that was to be opened anew."""
+        return self._words[_GENERATION], self._words[_ANEW]
 
     @property
     def item_sequence(self) -> int:

@@ -25,8 +25,8 @@ from app.state.store import ITEM
 class _View:
     """One opened secondary: its families, and how far it is."""
 
-    def __init__(self, database: Path, own_path: Path, generation: int) -> None:
-        self.generation, self.own_path = generation, own_path
+    def __init__(self, database: Path, own_path: Path, opened: tuple[int, int]) -> None:
+        self.opened, self.own_path = opened, own_path
         self.db: Rdict = layout.open_secondary(database, own_path)
         families = {name: self.db.get_column_family(name) for name in layout.FAMILIES}
         self.histories, self.links = families[layout.HISTORIES], families[layout.LINKS]
@@ -76,11 +76,11 @@ class StateReplica:
         """
         with self._catching:
             position = self._mapped()
-            wanted, generation = position.moves, position.generation
+            wanted, opened = position.moves, position.opened
             if wanted == 0:
                 raise StateUnavailable(f"the state writer has published nothing in {self._position_path} yet")
             try:
-                self._follow(wanted, generation)
+                self._follow(wanted, opened)
             except StateUnavailable:
                 raise
             except Exception as error:  # rocksdict raises bare exceptions
@@ -92,10 +92,10 @@ class StateReplica:
             self._position = Position.open(self._position_path)
         return self._position
 
-    def _follow(self, wanted: int, generation: int) -> None:
+    def _follow(self, wanted: int, opened: tuple[int, int]) -> None:
         before = view = self._view
-        if view is None or view.generation != generation:
-            view = self._open(generation)
+        if view is None or view.opened != opened:
+            view = self._open(opened)
         else:
             view.db.try_catch_up_with_primary()
         # RocksDB reports success also where the files have gone: only what is found there counts.
@@ -114,13 +114,14 @@ class StateReplica:
             f"state database {self._databases}: found publication {found}, wanted {wanted} or later of the position"
         )
 
-    def _open(self, generation: int) -> _View:
+    def _open(self, opened: tuple[int, int]) -> _View:
+        generation, _ = opened
         self._opened += 1
         if self._mark is None:
             self._mark = hold(self._own_path)
         own_path = self._own_path / f"{generation:08d}-{self._opened}"
         try:
-            return _View(layout.database(self._databases, generation), own_path, generation)
+            return _View(layout.database(self._databases, generation), own_path, opened)
         except Exception:  # rocksdict raises bare exceptions
             shutil.rmtree(own_path, ignore_errors=True)
             raise

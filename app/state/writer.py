@@ -123,7 +123,7 @@ class StateWriterLoop:
         if store is None:
             return
         try:
-            self.erasures.begin(store, self._stop)
+            self.erasures.begin(store, position, self._stop)
             self._follow(position, store, generation)
         finally:
             self._store = None
@@ -163,8 +163,7 @@ class StateWriterLoop:
             position.publish(store.apply(self._batch(read, feed)))
         else:
             position.beat()
-        if (published := self.erasures.serve(store)) is not None:
-            position.publish(published)
+        self.erasures.serve(store, position)
 
     def _batch(self, read: Read, feed: StateFeed) -> Batch:
         return to_batch(read, self._settings.events, self.erasures.erased, feed.topic_ids)

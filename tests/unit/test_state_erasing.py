@@ -129,8 +129,13 @@ def test_a_reader_that_is_open_follows(store: StateStore, tmp_path: Path) -> Non
     position.publish(store.outrun(0))
     replica = StateReplica(databases, tmp_path / "own", tmp_path / "position")
     replica.catch_up()
-    assert replica.histories([("user", USER)])[0].version != 0
-    position.publish(store.erase(WHO))
+    position.publish(store.apply(Batch(events=[event(603, USER)], users=[(USER, b'{"age":43}')])))
+    replica.catch_up()  # from the log: the reader keeps it in its own memory
+    assert len(replica.histories([("user", USER)])[0].item_ids) == 4
+    assert replica.user_columns([USER]) == [{"age": 43}]
+    published = store.erase(WHO)
+    position.open_anew()
+    position.publish(published)
     assert replica.behind()
     replica.catch_up()
     assert replica.histories([("user", USER), ("session", SESSION)])[0].version == 0

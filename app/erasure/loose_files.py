@@ -4,7 +4,6 @@ Text keeps its length: an id is overwritten where it stands, so that whoever is 
 """
 
 import json
-import mmap
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ _TEXT = re.compile(r"\.(log|out|err|txt|jsonl?|ya?ml|csv|tsv|md|html|pbtxt)(\.|$
 _TELLING = 16  # bytes: a shorter id is a word that may mean something else, and is looked for between marks
 _BEFORE, _BEHIND = rb"(?<=[\"'/=:(\[,])", rb"(?=[\"'/?&,)\]}\s]|$)"
 _MASK = b"*"
+_PIECE, _OVERLAP = 1 << 24, 1 << 12  # bytes; ids have 128 at most, six times that where escaped
 
 
 class LooseFilesPlace:
@@ -61,11 +61,8 @@ class LooseFilesPlace:
     def _look(self, path: Path, wanted: re.Pattern[bytes]) -> bool:
         """Whether the file held an id, which it does no more."""
         try:
-            if not path.stat().st_size:
-                return False
-            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                places = [match.span() for match in wanted.finditer(data)]
-        except (FileNotFoundError, ValueError):  # it has gone meanwhile, or is empty by now
+            places = _places(path, wanted)
+        except FileNotFoundError:  # it has gone meanwhile
             return False
         if not places:
             return False
@@ -88,6 +85,25 @@ def _below(path: Path) -> Iterator[Path]:
         yield path
     elif path.is_dir():
         yield from (one for one in sorted(path.rglob("*")) if one.is_file() and not one.is_symlink())
+
+
+def _places(path: Path, wanted: re.Pattern[bytes]) -> list[tuple[int, int]]:
+    """(start, end) of each match, from its piece of the file and the one behind."""
+    found: dict[int, int] = {}
+    start, held = 0, b""
+
+    def look(last: bool) -> None:
+        for match in wanted.finditer(held):
+            if last or match.end() < len(held):  # what follows decides where a short id ends
+                found[start + match.start()] = start + match.end()
+
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            held += piece
+            look(False)
+            start, held = start + max(0, len(held) - _OVERLAP), held[-_OVERLAP:]
+    look(True)
+    return sorted(found.items())
 
 
 def _patterns(ids: Sequence[str]) -> Iterator[bytes]:

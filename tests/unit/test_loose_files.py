@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from app.erasure import loose_files
 from app.erasure.loose_files import LooseFilesPlace
 from app.erasure.places import Subject
 from app.errors import MantaError
@@ -29,6 +30,21 @@ def test_text_keeps_its_length_while_another_appends(tmp_path: Path) -> None:
     assert text == f"GET /v1/users/{'*' * 32}/history 200\nuser u{'*' * 32}: gone\nnext line\n"
     assert size == len(text) - len("next line\n")
     assert clear(tmp_path) == "1 looked through, 0 changed or removed"
+
+
+def test_pieces_of_a_large_file_are_looked_through_where_they_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loose_files, "_PIECE", 1000)
+    monkeypatch.setattr(loose_files, "_OVERLAP", 100)
+    log = tmp_path / "a.log"
+    for before in (*range(960, 1010), 3990):
+        log.write_text("x" * before + USER + "y" * 3000 + USER)
+        clear(tmp_path)
+        assert log.read_text() == "x" * before + "*" * 32 + "y" * 3000 + "*" * 32
+    log.write_text("x" * 997 + '"423"' + "x" * 500 + '"42')
+    clear(tmp_path, "42")
+    assert log.read_text() == "x" * 997 + '"423"' + "x" * 500 + '"**'
 
 
 def test_a_short_id_is_looked_for_where_ids_stand(tmp_path: Path) -> None:

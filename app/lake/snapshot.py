@@ -11,6 +11,7 @@ from pyiceberg.expressions import AlwaysTrue, And, BooleanExpression, GreaterTha
 from pyiceberg.table import DataScan, Table
 
 from app.lake.commit import Progress, progress_of
+from app.lake.scan import pieces
 from app.lake.tables import PARTITIONED_BY, TABLES, Lake
 
 
@@ -102,7 +103,7 @@ def snapshot_of(table: str, source: Table) -> Snapshot:
 
 
 def export(lake: Lake, folder: Path) -> dict[str, int]:
-    """Writes `folder/TABLE/*.parquet` for every table (an empty one has one file without rows).
+    """Writes `folder/TABLE/*.parquet` for every table (an empty one has one file without rows), a few files at a time.
 
     Returns:
         Table to its number of rows.
@@ -113,10 +114,11 @@ def export(lake: Lake, folder: Path) -> dict[str, int]:
         target.mkdir(parents=True, exist_ok=True)
         for old in target.glob("part-*.parquet"):
             old.unlink()
-        now = snapshot(lake, name)
-        rows = now.read()
-        pq.write_table(rows, target / "part-00000.parquet", compression="zstd", row_group_size=1_000_000)
-        written[name] = len(rows)
+        written[name] = 0
+        with pq.ParquetWriter(target / "part-00000.parquet", TABLES[name], compression="zstd") as writer:
+            for rows in pieces(lake.table(name).scan()):
+                writer.write_table(rows.select(TABLES[name].names).cast(TABLES[name]))
+                written[name] += len(rows)
     return written
 
 

@@ -110,7 +110,7 @@ class _Target:
             try:
                 # Behind the look at the table: an erasure that comes later makes the commit fail
                 written = self._commit(rows.filter(pa.array(~self._gone(rows))), self._now)
-            except CommitFailedException:
+            except (CommitFailedException, FileNotFoundError):  # of a snapshot that an erasure took away meanwhile
                 self.lost += 1
                 self._now = snapshot(self._lake, self._table)
                 self._another_was_first()

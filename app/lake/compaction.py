@@ -145,7 +145,7 @@ def _commit(lake: Lake, name: str, ready: list[_Merged], report: Compaction) -> 
         added = [one.file for one in ready]
         try:
             rewrite(table, removed, added, progress_of(table))
-        except CommitFailedException:
+        except (CommitFailedException, FileNotFoundError):  # of a snapshot that an erasure took away meanwhile
             report.lost_commits += 1
             log.info("compact %s: another commit was first; looking again", name)
             continue

@@ -1,7 +1,9 @@
 """Both halves of maintenance as the settings ask for them, table by table."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
+from app.errors import MantaError
 from app.lake.compaction import Compaction, compact
 from app.lake.expiry import Expiry, expire
 from app.lake.tables import Lake
@@ -13,21 +15,36 @@ TableProgress = Callable[[str, int, int], None]
 def compact_tables(lake: Lake, names: Sequence[str], progress: TableProgress | None = None) -> Iterator[Compaction]:
     """Merges small files of the tables (`lake.target_file_bytes`); raises as `compact`."""
     for name in names:
-        yield compact(lake, name, target_bytes=lake.settings.target_file_bytes, progress=_of(name, progress))
+        with _beside_erasure(name):
+            done = compact(lake, name, target_bytes=lake.settings.target_file_bytes, progress=_of(name, progress))
+        yield done
 
 
 def expire_tables(lake: Lake, names: Sequence[str], progress: TableProgress | None = None) -> Iterator[Expiry]:
     """Forgets snapshots (`lake.keep_snapshots_h`, `max_snapshots`) and removes files (`grace_h`); as `expire`."""
     kept = lake.settings
     for name in names:
-        yield expire(
-            lake,
-            name,
-            keep_s=kept.keep_snapshots_h * 3600,
-            grace_s=kept.grace_h * 3600,
-            keep_most=kept.max_snapshots,
-            progress=_of(name, progress),
-        )
+        with _beside_erasure(name):
+            done = expire(
+                lake,
+                name,
+                keep_s=kept.keep_snapshots_h * 3600,
+                grace_s=kept.grace_h * 3600,
+                keep_most=kept.max_snapshots,
+                progress=_of(name, progress),
+            )
+        yield done
+
+
+@contextmanager
+def _beside_erasure(name: str) -> Iterator[None]:
+    """An erasure waits for nobody: what it takes away may be just what is looked at here."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise MantaError(
+            f"lake: {name}: found no {error.filename or error}: an erasure is at work; try again"
+        ) from None
 
 
 def _of(name: str, progress: TableProgress | None) -> Callable[[int, int], None] | None:

@@ -23,6 +23,7 @@ from app.lake.commit import TopicOffsets, append, progress_of, replace
 from app.lake.compaction import compact
 from app.lake.erase import LakePlace, erase_rows
 from app.lake.expiry import expire
+from app.lake.maintenance import compact_tables, expire_tables
 from app.lake.snapshot import snapshot
 from app.lake.tables import Lake, open_lake
 from app.settings import LakeSettings, Settings
@@ -234,3 +235,13 @@ def test_what_killed_writers_left_goes_and_what_is_being_written_is_waited_for(l
     assert [path.exists() for path in (half, torn, whole)] == [False, False, False]
     assert files_with(tmp_path, MARK) == []
     assert snapshot(lake, EVENTS).rows == 1
+
+
+def test_maintenance_that_an_erasure_takes_files_from_says_so(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(lake, EVENTS, events(0, PEOPLE))
+    loaded = lake.table(EVENTS)
+    erase_rows(lake, EVENTS, SUBJECT)
+    monkeypatch.setattr(Lake, "table", lambda *_: loaded)  # as it was before
+    for run in (compact_tables, expire_tables):
+        with pytest.raises(MantaError, match="an erasure is at work; try again"):
+            list(run(lake, [EVENTS]))

@@ -23,7 +23,7 @@ from app.events.schema import EVENTS
 from app.settings import Settings
 
 HASHES = ("identity_1", "identity_2")
-_BLOCK_BYTES = 96_000_000  # a block is sent on then; below Ray Data's own 128 MB, at which it would cut
+_BLOCK_BYTES = 32_000_000  # a block is sent on then; below Ray Data's own 128 MB, at which it would cut
 _BYTES_PER_ROW = 300  # what an event takes as columns, for Ray Data's first guess
 
 
@@ -76,6 +76,7 @@ def read_blocks(settings: Settings, cuts: Sequence[OffsetRange]) -> Iterable[pa.
                 if sum(table.nbytes for table in tables) >= _BLOCK_BYTES:
                     yield pa.concat_tables(tables)
                     tables = []
+                    pa.default_memory_pool().release_unused()
             if tables:
                 yield pa.concat_tables(tables)
     finally:

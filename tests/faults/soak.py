@@ -163,6 +163,7 @@ class Ledger:
                     break
                 if status not in (0, 503, 404, 500):  # while no gateway lives, Ray's proxy itself answers
                     self._failed.append(f"{status} {text!r}")
+                    self._enough.set()  # what it waits for would never come
                     return
                 time.sleep(0.2)
             told = json.loads(text)

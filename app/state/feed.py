@@ -214,6 +214,10 @@ class StateFeed:
                 self._jump("log_end", place, wanted, end)
             elif wanted < first:
                 self._jump("gap", place, wanted, first)
+        if recreated:  # with fewer partitions: one that is added later begins anew
+            for place in [place for place in self._next if place[0] == held.topic and place[1] not in held.end]:
+                if self._next[place]:
+                    self._jump("recreated", place, self._next[place], 0)
 
     def _jump(self, kind: str, place: Place, wanted: int, now: int) -> None:
         log.error("topic %s, partition %d: %s: offset %d was next, going on from %d", *place, kind, wanted, now)

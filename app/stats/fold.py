@@ -27,7 +27,7 @@ STATE, LISTS = b"state", b"trending"  # keys of META
 SECOND_US = 1_000_000
 _DAY_MS = 86_400_000
 LONG_AGO = -(1 << 63)
-_AT_ONCE = 2000  # records and windows that one batch lets go of at most
+_AT_ONCE = 2000  # records and windows that one batch lets go of, or twice what it has brought
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class StatsFold:
         self._join(impressions.filter(pa.array(~late_answers)), events.filter(pa.array(~late_events)), draft)
         self._move(batch.partitions, frozenset(batch.idle))
         self._count_items(events, late_events, draft)
-        self._let_go(draft)
+        self._let_go(draft, max(_AT_ONCE, 2 * (len(impressions) + len(events))))
         for topic, partition in batch.offsets:
             self._offsets[topic][partition] = batch.offsets[topic, partition]
         self.totals.update({"events": len(events), "impressions": len(impressions), **batch.skipped, **batch.jumps})
@@ -206,16 +206,16 @@ class StatsFold:
         if len(counted):
             self._trending.add(counted, counted["late"].to_numpy(), self._watermarks[EVENTS].high or 0, draft)
 
-    def _let_go(self, draft: Draft) -> None:
+    def _let_go(self, draft: Draft, at_most: int) -> None:
         """Deletes what is too old: windows, and records that nothing can be added to."""
         if (final := self._final()) is not None:
-            self._joins.forget(draft, final, _AT_ONCE, self.late)
+            self._joins.forget(draft, final, at_most, self.late)
         for family in SIZES:
             below = time_key(self._oldest(family))
-            for (key, _), _place in zip(draft.scan(family, b"", below), range(_AT_ONCE), strict=False):
+            for (key, _), _place in zip(draft.scan(family, b"", below), range(at_most), strict=False):
                 draft.put(family, key, None)
         if (as_of := self._watermarks[EVENTS].high) is not None:
-            self._trending.expire(as_of, _AT_ONCE, draft)
+            self._trending.expire(as_of, at_most, draft)
 
     def _final(self) -> int | None:
         """Windows that end here or before do not change any more; None: it is not known yet."""

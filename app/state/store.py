@@ -1,5 +1,6 @@
 """RocksDB, the writer's side: a batch of messages and the offsets behind it go in together or not at all."""
 
+import logging
 import struct
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,8 @@ _I64 = struct.Struct("<q")
 _DAY_MS = 86_400_000
 _LEAST_LOOKED_AT = 200
 _HISTORIES_LOOKED_AT, _LOOK_AT_HISTORIES_S = 1000, 0.01  # of which events wait for that long at most
+
+log = logging.getLogger("manta.state")
 
 
 @dataclass(slots=True)
@@ -83,8 +86,19 @@ class StateStore:
         self._next_identity, self._new_identities = b"", 0
         self._next_history = b""
         self.totals = Totals(**saved.get("totals", {}))
+        self._least_ttl_ms = self._least_ttl(saved.get("least_ttl_ms"))
         self._erased: int = saved.get("erased", 0)  # version of the erasures that are done here
         self._erasing: bool = saved.get("erasing", False)  # what was erased may still stand in old files
+
+    def _least_ttl(self, before: int | None) -> int | None:
+        """The shortest time to live that this database has known; None: never any. What it dropped does not return."""
+        if before is not None and (self._ttl_ms is None or self._ttl_ms > before):
+            days = before / _DAY_MS
+            log.warning(
+                "state.ttl_days was %g once: histories lack what had expired by then until `manta state rebuild`", days
+            )
+            return before
+        return self._ttl_ms
 
     def offsets(self) -> dict[str, dict[int, int]]:
         """topic → partition → next offset to read."""
@@ -259,8 +273,9 @@ class StateStore:
 
     def close(self) -> None:
         """Lets go of the database: RocksDB's lock is held as long as any handle lives."""
-        layout.close(self._db, self._families, self._handles)
-        del self._db
+        db = self.__dict__.pop("_db", None)  # not there: it was closed, and opening it again failed
+        if db is not None:
+            layout.close(db, self._families, self._handles)
 
     # --- events
 
@@ -417,6 +432,7 @@ class StateStore:
                 "skipped": totals.skipped,
                 "jumps": totals.jumps,
             },
+            "least_ttl_ms": self._least_ttl_ms,
             "erased": self._erased,
             "erasing": self._erasing,
         }

@@ -93,7 +93,7 @@ def log() -> Iterator[type[Feed]]:
         yield Feed
 
 
-def until(ask: Callable[[], object], seconds: float = 30.0) -> None:
+def until(ask: Callable[[], object], seconds: float = 90.0) -> None:
     deadline = time.monotonic() + seconds
     while not ask():
         assert time.monotonic() < deadline, "it did not come true in time"

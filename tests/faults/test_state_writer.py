@@ -43,7 +43,7 @@ T = TypeVar("T")
 pytestmark = [pytest.mark.kafka, pytest.mark.faults]
 
 
-def until(ask: Callable[[], T], seconds: float = 30.0) -> T:
+def until(ask: Callable[[], T], seconds: float = 90.0) -> T:
     """What `ask` says once it is true; StateUnavailable counts as not yet."""
     deadline = time.monotonic() + seconds
     while True:

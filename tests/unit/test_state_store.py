@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from app.settings import Settings
 from app.state import layout
 from app.state.batch import Batch, StateEvent
@@ -91,3 +93,19 @@ def test_what_was_counted_is_kept_with_the_database(tmp_path: Path) -> None:
     assert store.totals.jumps == {"gap": 5}
     assert store.offsets() == {"users": {3: 9}}
     store.close()
+
+
+def test_a_longer_time_to_live_says_that_a_rebuild_is_needed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for days in (None, 30.0, 10.0, 10.0, 5.0):
+        store = StateStore(tmp_path / "db", Settings.model_validate({"state": {"ttl_days": days}}))
+        store.apply(Batch())
+        store.close()
+        assert not caplog.records
+    for days in (7.0, None):
+        store = StateStore(tmp_path / "db", Settings.model_validate({"state": {"ttl_days": days}}))
+        store.apply(Batch())
+        store.close()
+        assert "state.ttl_days was 5 once" in caplog.text
+        assert "`manta state rebuild`" in caplog.text
+        caplog.clear()
+    store.close()  # once more does no harm

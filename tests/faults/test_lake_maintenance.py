@@ -37,7 +37,7 @@ def add(lake: Lake, number: int) -> None:
 def manta(home: Path, *words: str, fault: str = "") -> subprocess.CompletedProcess[str]:
     """One command as a process of its own; with a fault it kills itself there."""
     variables = {"MANTA_HOME": str(home), "MANTA_LAKE__PARTITION": "month"}
-    variables |= {"MANTA_LAKE__KEEP_SNAPSHOTS_H": "0", "MANTA_LAKE__GRACE_H": "0.01"}
+    variables |= {"MANTA_LAKE__KEEP_SNAPSHOTS_H": "0", "MANTA_LAKE__GRACE_H": "1"}
     variables |= {"MANTA_FAULT": fault} if fault else {}
     command = [sys.executable, "-m", "scripts.cli", "lake", *words, "--table", EVENTS, "--json"]
     return subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, timeout=120)
@@ -65,7 +65,7 @@ def test_killed_anywhere_and_run_again_the_rows_and_offsets_are_the_same(tmp_pat
     for command, names in points.items():
         for name in names:
             if name == "removing:2":
-                age(tmp_path, 100)
+                age(tmp_path, 4000)
             killed = manta(tmp_path, command, fault=f"{command}:{name}")
             assert killed.returncode == -signal.SIGKILL, f"{command}:{name} was not reached: {killed.stderr}"
             unchanged()

@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from pyarrow.fs import FileInfo, FileType
 from pyiceberg.table import Table
 from typer.testing import CliRunner
 
 from app.errors import MantaError
 from app.events.columns import EVENT_COLUMNS
 from app.events.schema import EVENTS, ITEMS
-from app.lake import compaction
+from app.lake import compaction, data_files
 from app.lake.commit import OFFSETS, Progress, TopicOffsets, append, gap_record, progress_of
 from app.lake.compaction import compact
 from app.lake.expiry import expire
+from app.lake.files import _modified_ms
 from app.lake.snapshot import snapshot
 from app.lake.tables import TABLES, Lake, open_lake
 from app.settings import LakeSettings, Settings
@@ -97,6 +99,19 @@ def test_small_files_of_a_partition_become_one_and_rows_and_offsets_stay(lake: L
     assert compact(lake, EVENTS, target_bytes=TARGET).commits == 0
     some = now.read(["event_time"], start_us=7 * MONTH_US, end_us=8 * MONTH_US)
     assert len(some) == 2
+
+
+def test_a_merged_file_says_what_arrived_in_it_wherever_its_row_groups_end(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_files, "_GROUP_ROWS", 2)  # the last one ends with the rows: an empty one has no bounds
+    add(lake, [1, 1])
+    add(lake, [1, 1])
+    compact(lake, EVENTS, target_bytes=TARGET)
+    table = lake.table(EVENTS)
+    (task,) = table.scan().plan_files()
+    assert task.file.record_count == 4
+    assert table.schema().find_field("record_time").field_id in (task.file.lower_bounds or {})
 
 
 def test_files_of_the_wanted_size_are_left_alone_and_bins_are_bounded(lake: Lake) -> None:
@@ -210,6 +225,11 @@ def test_what_a_killed_writer_left_goes_and_what_a_commit_under_way_has_written_
     assert orphan.exists()
     assert expire(lake, EVENTS, keep_s=HOUR_S, grace_s=HOUR_S, now_ms=later(1.1)).files == 1
     assert on_disk(lake) == stood
+
+
+def test_a_file_of_unknown_age_is_young() -> None:
+    before = time.time() * 1000
+    assert _modified_ms(FileInfo("data/1.parquet", FileType.File, size=1)) >= int(before)
 
 
 def test_everything_that_is_left_is_referred_to(lake: Lake) -> None:

@@ -1,11 +1,12 @@
 """The files of a table: which lie in its folder, and which its metadata refers to."""
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pyarrow import NativeFile
-from pyarrow.fs import FileSelector, FileSystem, FileType
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 from pyiceberg.io.pyarrow import PyArrowFileIO
 from pyiceberg.manifest import read_manifest_list
 from pyiceberg.table import Table
@@ -53,7 +54,7 @@ class Files:
             selector = FileSelector(f"{self._root}/{folder}", allow_not_found=True, recursive=True)
             for found in self._system.get_file_info(selector):
                 if found.type == FileType.File:
-                    yield StoredFile(found.path, found.size, int((found.mtime_ns or 0) // 1_000_000))
+                    yield StoredFile(found.path, found.size, _modified_ms(found))
 
     def open(self, path: str) -> NativeFile:
         """A file to read from anywhere in it."""
@@ -62,7 +63,7 @@ class Files:
     def modified_ms(self, path: str) -> int | None:
         """When a file was last written to, milliseconds since 1970; None: it is not there."""
         found = self._system.get_file_info(path)
-        return int((found.mtime_ns or 0) // 1_000_000) if found.type == FileType.File else None
+        return _modified_ms(found) if found.type == FileType.File else None
 
     def location(self, path: str) -> str:
         """A path as metadata would name it."""
@@ -123,3 +124,8 @@ def referred_to(table: Table, files: Files) -> set[str]:
     for snapshot in metadata.snapshots:
         found |= files.of_snapshot(snapshot.manifest_list)
     return found
+
+
+def _modified_ms(found: FileInfo) -> int:
+    """Now, where the file system does not say: what may be young is not removed for its age."""
+    return int(time.time_ns() if found.mtime_ns is None else found.mtime_ns) // 1_000_000

@@ -70,5 +70,4 @@ def _micros(name: str, text: str | None) -> int | None:
     try:
         return parse_time(text)
     except ValueError as error:
-        wanted = str(error) if str(error).startswith("a") else "a day and a time of day that there are"
-        raise wrong(name, text, wanted) from None
+        raise wrong(name, text, str(error)) from None

@@ -71,14 +71,19 @@ def parse_time(text: str) -> int:
     """Microseconds since 1970 of an RFC 3339 time; digits after the sixth are cut off.
 
     Raises:
-        ValueError: no RFC 3339 time with a zone, or outside the years 1 to 9999.
+        ValueError: no RFC 3339 time with a zone, no such day or hour, or outside the years 1 to 9999; it says what was
+            wanted.
     """
     found = RFC3339.fullmatch(text)
     if found is None:
         raise ValueError("an RFC 3339 time with a zone, such as 2026-01-31T12:00:00Z")
     year, month, day, hour, minute, second, fraction, sign, zone_hours, zone_minutes = found.groups()
     leap = second == "60"
-    moment = datetime(int(year), int(month), int(day), int(hour), int(minute), 59 if leap else int(second), tzinfo=UTC)
+    at = (int(year), int(month), int(day), int(hour), int(minute), 59 if leap else int(second))
+    try:
+        moment = datetime(*at, tzinfo=UTC)
+    except ValueError:
+        raise ValueError("a day and a time of day that there are") from None
     if sign and (int(zone_hours) > 23 or int(zone_minutes) > 59):
         raise ValueError("a zone between -23:59 and +23:59")
     shift = (int(zone_hours) * 60 + int(zone_minutes)) * 60 if sign else 0

@@ -61,6 +61,11 @@ def test_an_event_with_both_ids_belongs_to_the_user() -> None:
             "future",
             "event_time: found 2023-11-14T22:23:21Z, wanted at most 600 s after arrival",
         ),
+        (
+            {"user_id": "u", "item_id": "i", "event_type": "click", "event_time": "2023-02-30T22:23:21Z"},
+            "range",
+            "event_time: found '2023-02-30T22:23:21Z', wanted a day and a time of day that there are",
+        ),
     ],
 )
 def test_a_refusal_says_what_was_found_and_what_was_wanted(raw: Any, code: str, message: str) -> None:

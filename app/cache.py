@@ -3,6 +3,8 @@
 Each replica has its own folder, opened by it alone and deleted with it.
 """
 
+import contextlib
+import logging
 import shutil
 import struct
 import time
@@ -25,6 +27,9 @@ from app.models.interactions import Rows
 
 EXPIRY = struct.Struct("<d")  # seconds since 1970, before each value: RocksDB's own time to live shows in the values
 WRITE_BUFFER = 4_000_000
+AGAIN_S = 10.0  # after the disk was full
+
+logger = logging.getLogger(__name__)
 
 
 def write_lists_sst(file: Path, lists: Mapping[str, Rows]) -> None:
@@ -108,29 +113,22 @@ class ListStore:
 class AnswerCache:
     """Encoded answers by key, until they expire, on at most `max_bytes` of disk: the oldest files go first.
 
-    Whether an answer still holds is the key's business: it names all that the answer depends on.
+    Whether an answer still holds is the key's business: it names all that the answer depends on. Where the disk has no
+    room there is no cache for a while: what was kept is removed, and it begins anew.
     """
 
     def __init__(self, folder: Path, max_bytes: int, clock: Callable[[], float] = time.time) -> None:
         """Opens `folder`, made anew. `clock`: seconds since 1970."""
-        self._folder, self._clock = folder, clock
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        options = _options()
-        fifo = FifoCompactOptions()
-        fifo.max_table_files_size = max(max_bytes - 2 * WRITE_BUFFER, max_bytes // 4)
-        options.set_compaction_style(DBCompactionStyle.fifo())
-        options.set_fifo_compaction_options(fifo)
-        self._store = Rdict(str(folder), options)
-        unlogged = WriteOptions()
-        unlogged.disable_wal = True  # it is deleted with its replica: nothing to recover
-        self._store.set_write_options(unlogged)
+        self._folder, self._max_bytes, self._clock = folder, max_bytes, clock
+        self._store: Rdict | None = None
+        self._again = 0.0
         self.hits = 0
         self.misses = 0
+        self._attempt(self._open)
 
     def get(self, key: bytes) -> bytes | None:
         """The answer kept under `key`, unless it has expired."""
-        held: bytes | None = self._store.get(key)
+        held: bytes | None = None if self._store is None else self._store.get(key)
         if held is None or EXPIRY.unpack_from(held)[0] <= self._clock():
             self.misses += 1
             return None
@@ -138,13 +136,42 @@ class AnswerCache:
         return held[EXPIRY.size :]
 
     def put(self, key: bytes, value: bytes, ttl_s: float) -> None:
-        """Keeps an answer for `ttl_s` seconds."""
-        self._store[key] = EXPIRY.pack(self._clock() + ttl_s) + value
+        """Keeps an answer for `ttl_s` seconds, where there is room."""
+        now = self._clock()
+        if self._store is None and now >= self._again:
+            self._attempt(self._open)
+        store = self._store
+        if store is not None:
+            self._attempt(lambda: store.put(key, EXPIRY.pack(now + ttl_s) + value))
 
     def close(self) -> None:
         """Closes and deletes the folder."""
-        self._store.close()
+        if self._store is not None:
+            with contextlib.suppress(Exception):  # what cannot be flushed is removed all the same
+                self._store.close()
+            self._store = None
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _open(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.parent.mkdir(parents=True, exist_ok=True)
+        options = _options()
+        fifo = FifoCompactOptions()
+        fifo.max_table_files_size = max(self._max_bytes - 2 * WRITE_BUFFER, self._max_bytes // 4)
+        options.set_compaction_style(DBCompactionStyle.fifo())
+        options.set_fifo_compaction_options(fifo)
+        self._store = Rdict(str(self._folder), options)
+        unlogged = WriteOptions()
+        unlogged.disable_wal = True  # it is deleted with its replica: nothing to recover
+        self._store.set_write_options(unlogged)
+
+    def _attempt(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # rocksdict raises bare exceptions
+            logger.warning("answers are not cached for %.0f s: %s", AGAIN_S, error)
+            self.close()
+            self._again = self._clock() + AGAIN_S
 
 
 def _options() -> Options:

@@ -69,3 +69,37 @@ def test_answers_expire_and_take_bounded_disk(tmp_path: Path) -> None:
     assert held < 20_000_000  # of 40 MB written
     assert cache.get(b"19999") is not None
     cache.close()
+
+
+def test_without_room_there_is_no_cache_for_a_while_and_then_a_new_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "no folder").write_text("so that nothing can be opened below")
+    clock = [1000.0]
+    cache = AnswerCache(tmp_path / "no folder" / "answers", 5_000_000, clock=lambda: clock[0])
+    assert cache.get(b"k") is None
+    cache.put(b"k", b"v", 60)
+    assert cache.get(b"k") is None
+    assert caplog.text.count("not cached for 10 s") == 1
+    (tmp_path / "no folder").unlink()
+    clock[0] += 10
+    cache.put(b"k", b"v", 60)
+    assert cache.get(b"k") == b"v"
+
+    class Full:
+        """A store whose disk is full."""
+
+        def put(self, *_: object) -> None:
+            raise OSError("No space left on device")
+
+        def close(self) -> None:
+            raise OSError("Writer has previous error")
+
+    cache._store = Full()
+    cache.put(b"other", b"v", 60)
+    assert cache.get(b"k") is None
+    assert not (tmp_path / "no folder" / "answers").exists()  # its room is others' now
+    clock[0] += 10
+    cache.put(b"k", b"w", 60)
+    assert cache.get(b"k") == b"w"
+    cache.close()

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import orjson
-
 from app.api.problems import Problem
 from app.api.schemas import RecommendBody, plain_filters
 from app.cache import AnswerCache, ListStore
@@ -20,6 +18,7 @@ from app.errors import MantaError, NotFound
 from app.recommend import Answer, Chain, LiveBundle, LocalStages, Request, Stages, recommend, warm_up
 from app.settings import Settings
 from app.state.reader import StateReader
+from deployments.access_log import AccessLog
 from deployments.batching import Batcher, Deliver
 from deployments.freshness import Follower
 from deployments.health import Health
@@ -63,6 +62,7 @@ class Answering:
         lanes: by surface.
         impressions: where the answers are logged.
         health: how each bundle does, for whoever watches a promotion.
+        access_log: gets a line for each answer; None: nobody wants to know.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Answering:
         self._answers = AnswerCache(folder / "answers", settings.cache.max_bytes) if settings.cache.answers else None
         self._breakers = {"colocated": Breakers(), "distributed": Breakers()}
         self._leaving: list[Lane] = []
-        self._log_requests = settings.log.requests
+        self.access_log: AccessLog | None = None
         self.health = Health()
         self._prefix = secrets.token_hex(6)
         self._count = itertools.count()
@@ -173,16 +173,10 @@ class Answering:
             if isinstance(outcome, Answer):
                 answers.append(outcome)
                 self.impressions.log(request, outcome, now_us)
+                if self.access_log is not None:
+                    self.access_log.answered(request, outcome)
         self._metrics.answered(answers)
         self._metrics.batch(chain.surface_name, len(requests), answers[-1].timings_ms if answers else {})
-        if self._log_requests:
-            self._log(answers)
-
-    @staticmethod
-    def _log(answers: Sequence[Answer]) -> None:
-        for answer in answers:
-            shown = {name: value for name, value in answer.body().items() if name != "items"}
-            logger.info("%s", orjson.dumps({**shown, "items": len(answer.items)}).decode())
 
     def lane(self, surface: str | None) -> Lane:
         """The lane of a surface, None: the default one.

@@ -22,6 +22,7 @@ from app.own_folders import hold
 from app.settings import Settings
 from app.state.replica import StateReplica
 from deployments import ingress
+from deployments.access_log import AccessLog
 from deployments.answering import Answering, Held
 from deployments.bundles import BundleStore
 from deployments.coordinator import Coordinator
@@ -118,12 +119,24 @@ class Gateway:
         ingress.serve_from(self._edge)
 
     async def _begin(self) -> None:
+        if self.settings.log.requests:
+            self._answering.access_log = log = await asyncio.to_thread(self._access_log)
+            self._edge.log = log.request
         await asyncio.to_thread(ensure_state_writers, self.settings, self._home)
         try:
             await self._fresh()
         except StateUnavailable as error:
             logger.warning("starting before the state is there: %s", error)
         await self._store.ready()
+
+    def _access_log(self) -> AccessLog:
+        from app.erasure.ledger import ErasureLedger  # only who logs needs the database
+
+        ledger = ErasureLedger(self.settings, self._home)
+        try:
+            return AccessLog(ledger.salt)
+        finally:
+            ledger.close()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve asks for the application once the replica stands."""

@@ -4,6 +4,7 @@ Everything here happens before routing and parsing. A request that passes is han
 """
 
 from collections.abc import Awaitable, Callable, Mapping
+from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -29,6 +30,7 @@ class Edge:
         in_flight: requests being worked on.
         in_lanes: those of them that a lane answers.
         shed: requests refused with 429 so far.
+        log: told of each request that no lane answers: method, path, status, seconds; None: nobody wants to know.
     """
 
     def __init__(self, app: ASGIApp, lanes: Lanes, *, max_body_bytes: int, max_in_flight: int) -> None:
@@ -40,6 +42,7 @@ class Edge:
         self.in_flight = 0
         self.in_lanes = 0
         self.shed = 0
+        self.log: Callable[[str, str, int, float], None] | None = None
         full = Problem(429, f"{max_in_flight} requests are in flight already", retry_after_s=1)
         self._full = _messages((429, full.encode(), full.headers))
         large = Problem(413, f"a body may have {max_body_bytes} bytes")
@@ -62,9 +65,28 @@ class Edge:
             return
         self.in_flight += 1
         try:
-            await self._admitted(scope, receive, send, onward)
+            if self.log is None or (scope["path"], scope["query_string"]) in self._lanes:
+                await self._admitted(scope, receive, send, onward)
+            else:
+                await self._logged(self.log, scope, receive, send, onward)
         finally:
             self.in_flight -= 1
+
+    async def _logged(
+        self, log: Callable[[str, str, int, float], None], scope: Scope, receive: Receive, send: Send, onward: ASGIApp
+    ) -> None:
+        began, status = perf_counter(), 500
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._admitted(scope, receive, watched, onward)
+        finally:
+            log(scope["method"], scope["path"], status, perf_counter() - began)
 
     async def _admitted(self, scope: Scope, receive: Receive, send: Send, onward: ASGIApp) -> None:
         scope[ADMITTED] = True

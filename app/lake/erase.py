@@ -95,10 +95,11 @@ def erase_rows(lake: Lake, name: str, subject: Subject, *, still_s: float = _STI
         lake: where.
         name: of a table with `user_id`.
         subject: whose; ingest leaves out his rows already, by the ledger.
-        still_s: an unfinished file that is written to is waited for, one that was not for so long is removed.
+        still_s: an unfinished file is waited for so long, and removed if it was not written to for so long.
 
     Raises:
-        MantaError: another writer was first too many times, or a file was begun meanwhile and is unfinished.
+        MantaError: another writer was first too many times, or a file is unfinished that is written to, or was begun
+            meanwhile.
     """
     doomed, report = Doomed(subject, name), Cleared(name)
     # What stands there now belongs to writers that have loaded the table before the commit below
@@ -158,11 +159,14 @@ def _files_with(lake: Lake, name: str, doomed: Doomed, before: Iterable[str], st
         if not one.path.endswith(".parquet") or one.path in live:
             continue
         state = _look(files, one.path, doomed)
-        while state is None and one.path in old and not _is_still(files, one.path, still_s):
+        deadline = time.monotonic() + still_s
+        while state is None and not _is_still(files, one.path, still_s) and time.monotonic() < deadline:
             time.sleep(_LOOK_S)
             state = _look(files, one.path, doomed)
-        if state is None and one.path not in old:
-            raise MantaError(f"lake: {name}: a file that was begun meanwhile is unfinished, wanted it whole or gone")
+        if state is None and not (one.path in old and _is_still(files, one.path, still_s)):
+            raise MantaError(
+                f"lake: {name}: a file is being written, wanted it whole or gone; the erasure goes on later"
+            )
         if state is not False:
             found.add(one.path)
     return found

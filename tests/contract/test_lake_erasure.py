@@ -237,6 +237,37 @@ def test_what_killed_writers_left_goes_and_what_is_being_written_is_waited_for(l
     assert snapshot(lake, EVENTS).rows == 1
 
 
+def test_an_unfinished_file_is_waited_for_as_long_as_it_is_written_to(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(lake, EVENTS, events(0, ["other", USER]))
+    folder = Path(lake.table(EVENTS).location().removeprefix("file://"))
+    data = next(path for path in (folder / "data").rglob("*.parquet") if USER.encode() in path.read_bytes())
+    whole, growing = data.read_bytes(), data.with_name("growing.parquet")
+    growing.write_bytes(whole[:100])
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        growing.write_bytes(whole[: 100 + 50 * len(pauses)] if len(pauses) < 4 else whole)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "sleep", sleep)
+        erase_rows(lake, EVENTS, SUBJECT)
+    assert len(pauses) == 4
+    assert not growing.exists(), "it was looked at once it was whole"
+    real = erase.rewrite_without  # type: ignore[attr-defined]
+
+    def rewrite(*rest: Any) -> int:
+        growing.write_bytes(whole[:100])  # begun behind the look at the folder: its writer may commit yet
+        return int(real(*rest))
+
+    monkeypatch.setattr(erase, "rewrite_without", rewrite)
+    with pytest.raises(MantaError, match="a file is being written"):
+        erase_rows(lake, EVENTS, SUBJECT, still_s=0.0)
+    assert growing.exists()
+
+
 def test_maintenance_that_an_erasure_takes_files_from_says_so(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     add(lake, EVENTS, events(0, PEOPLE))
     loaded = lake.table(EVENTS)

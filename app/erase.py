@@ -64,10 +64,10 @@ class PartlyCleared(MantaError):
 
 
 @contextmanager
-def alone(home: Path) -> Iterator[bool]:
-    """Whether no other process carries out erasures of this home meanwhile."""
+def alone(home: Path, what: str = "erasing") -> Iterator[bool]:
+    """Whether no other process carries out erasures of this home, or a part of them, meanwhile."""
     home.mkdir(parents=True, exist_ok=True)
-    with (home / "erasing.lock").open("w") as file:
+    with (home / f"{what}.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -9,14 +9,15 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from app.bundles.erase import BundlesPlace, Promote
-from app.erase import StaysClear, clear_each
+from app.erase import StaysClear, alone, clear_each
 from app.erasure.ledger import ErasureLedger
 from app.erasure.loose_files import LooseFilesPlace
-from app.erasure.places import Place
+from app.erasure.places import Place, PlaceReport
 from app.errors import StateUnavailable
 from app.events.erase_letters import LettersPlace
 from app.events.erase_log import LogPlace, Readers
@@ -28,6 +29,9 @@ from deployments.cluster import endpoint_of
 from deployments.promoting import promote
 from deployments.retention import readers_of
 from deployments.run import read as read_run
+
+_AGAIN_S = 0.5
+Cleared = tuple[list[PlaceReport], list[str]]
 
 
 def places_of(settings: Settings, home: Path, promote: Promote | None) -> list[Place]:
@@ -70,8 +74,17 @@ def main() -> None:
     ledger = ErasureLedger(settings, home)
     endpoint = endpoint_of(settings)
     places = places_of(settings, home, lambda bundle, surfaces: promote(endpoint, bundle, surfaces))
-    reports, failures = clear_each(ledger.erasure(sys.argv[2]), places)
+    reports, failures = _alone(home, lambda: clear_each(ledger.erasure(sys.argv[2]), places))
     json.dump({"reports": [dataclasses.asdict(one) for one in reports], "failures": failures}, sys.stdout)
+
+
+def _alone(home: Path, work: Callable[[], Cleared]) -> Cleared:
+    """Does it once nobody else does: whoever began the last such process may be dead, and it be at work."""
+    while True:
+        with alone(home, "erasing-files") as mine:
+            if mine:
+                return work()
+        time.sleep(_AGAIN_S)
 
 
 if __name__ == "__main__":

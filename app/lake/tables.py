@@ -81,7 +81,16 @@ class Lake:
         except NoSuchTableError:
             self._create(identifier)
             table = self.catalog.load_table(identifier)
+        self._same_partition(name, table)
         return with_columns(table, TABLES[name])
+
+    def _same_partition(self, name: str, table: Table) -> None:
+        found = {str(part.transform) for part in table.spec().fields}
+        if name in PARTITIONED_BY and found != {self.settings.partition}:
+            raise MantaError(
+                f"lake.partition: found table {name} partitioned by {', '.join(sorted(found)) or 'nothing'}, wanted "
+                f"{self.settings.partition}: set lake.partition to what it was, or name another lake.namespace"
+            )
 
     def exists(self, name: str) -> bool:
         """Whether the table has been made yet."""

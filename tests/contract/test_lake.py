@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyiceberg.exceptions import CommitFailedException
 
+from app.errors import MantaError
 from app.events.columns import EVENT_COLUMNS
 from app.events.entities import ENTITY_COLUMNS, latest_versions
 from app.events.schema import EVENTS, ITEMS, USERS
@@ -135,3 +136,10 @@ def test_export_writes_every_table(lake: Lake, tmp_path: Path) -> None:
     assert export(lake, tmp_path / "out") == {"events": 2, "figures": 0, "impressions": 0, "items": 0, "users": 0}
     assert pq.read_table(tmp_path / "out" / "events")["event_id"].to_pylist() == ["e0", "e1"]
     assert pq.read_table(tmp_path / "out" / "items").schema.names[:3] == ["item_id", "available", "columns"]
+
+
+def test_another_partition_than_the_table_has_is_refused(lake: Lake, tmp_path: Path) -> None:
+    add(lake, events([1]), 1)
+    other = open_lake(Settings(lake=LakeSettings(partition="day")), tmp_path)
+    with pytest.raises(MantaError, match="found table events partitioned by month, wanted day"):
+        other.table(EVENTS)

@@ -30,8 +30,7 @@ _READING = ".reading-"  # before the name of a folder in which lists are looked 
 _DROPPED_S, _LOOK_S = 30.0, 0.2
 _STILL_S = 60.0  # what was not written to for so long is a killed process's
 _PIECE = 1 << 22
-_TEXTS = frozenset({".json", ".txt"})
-_TELLING = 8  # bytes
+_TELLING = 16  # bytes
 
 log = logging.getLogger(__name__)
 
@@ -173,21 +172,18 @@ def _without(lists: Path, keys: Sequence[str]) -> None:
 def _look_further(folder: Path, subject: Subject) -> None:
     """Looks for the ids in the bytes of every file but the lists, and the items, which say what the catalogue says.
 
-    In text they stand in quotes; in arrays a short one would be found by chance, so only longer ones are looked for.
+    A short id may be anything, a number or the name of a surface: only longer ones tell.
     """
-    ids = [name.encode() for name in (subject.user_id, *subject.sessions)]
-    quoted, telling = [b'"' + name + b'"' for name in ids], [name for name in ids if len(name) >= _TELLING]
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.name in (LISTS, ITEMS):
-            continue
-        if _has(path, quoted if path.suffix in _TEXTS else telling):
+    telling = [name.encode() for name in (subject.user_id, *subject.sessions) if len(name.encode()) >= _TELLING]
+    for path in sorted(folder.rglob("*")) if telling else ():
+        if path.is_file() and path.name not in (LISTS, ITEMS) and _has(path, telling):
             raise BundleError(f"bundle {folder.name}: found the user in {path.name}, wanted no file but lists by user")
 
 
 def _has(path: Path, wanted: Sequence[bytes]) -> bool:
-    longest, tail = max(map(len, wanted), default=0), b""
+    longest, tail = max(map(len, wanted)), b""
     with path.open("rb") as file:
-        while wanted and (piece := file.read(_PIECE)):
+        while piece := file.read(_PIECE):
             if any(one in tail + piece for one in wanted):
                 return True
             tail = piece[-longest:]

@@ -17,9 +17,14 @@ from app.errors import MantaError
 OTHERS = frozenset({"lake", "state", "stats", "bundles", "kafka", "cache", "checkpoints", "ray", "registry.db"})
 # Ray's copies of objects that did not fit into memory, as long as a job needs them.
 _SPILLED = re.compile(r"spill")
+_LOG = re.compile(r"\.(log|out|err)(\.|$)")
 _TEXT = re.compile(r"\.(log|out|err|txt|jsonl?|ya?ml|csv|tsv|md|html|pbtxt)(\.|$)")
-_TELLING = 16  # bytes: a shorter id is a word that may mean something else, and is looked for between marks
-_BEFORE, _BEHIND = rb"(?<=[\"'/=:(\[,])", rb"(?=[\"'/?&,)\]}\s]|$)"
+# Bytes: a shorter id may be a number or the name of a surface. It is looked for in logs alone, and where ids stand.
+_TELLING = 16
+_WHERE_IDS_STAND = (
+    (rb"(?<=[\"'])", rb"(?=[\"'])"),
+    *((rb"(?<=" + before + rb")", rb"(?=[/?&\s\"']|$)") for before in (b"/users/", b"/recommend/", b"_id=")),
+)
 _MASK = b"*"
 _PIECE, _OVERLAP = 1 << 24, 1 << 12  # bytes; ids have 128 at most, six times that where escaped
 
@@ -43,11 +48,15 @@ class LooseFilesPlace:
         Raises:
             MantaError: a job that runs has the user's rows in a file, or a file that is no text names him.
         """
-        wanted = re.compile(b"|".join(_patterns((subject.user_id, *subject.sessions))))
+        ids = (subject.user_id, *subject.sessions)
+        telling = [name for name in ids if len(name.encode()) >= _TELLING]
+        in_logs = re.compile(b"|".join(_patterns(ids)))
+        wanted = re.compile(b"|".join(_patterns(telling))) if telling else None
         looked = changed = 0
         for path in self._files():
             looked += 1
-            changed += self._look(path, wanted)
+            pattern = in_logs if _LOG.search(path.name) else wanted
+            changed += pattern is not None and self._look(path, pattern)
         return [cleared(self.name, f"{looked} looked through, {changed} changed or removed")]
 
     def _files(self) -> Iterator[Path]:
@@ -117,7 +126,10 @@ def _patterns(ids: Sequence[str]) -> Iterator[bytes]:
         }
         for form in sorted(forms, key=len, reverse=True):
             plain = re.escape(form)
-            yield plain if len(name.encode()) >= _TELLING else _BEFORE + plain + _BEHIND
+            if len(name.encode()) >= _TELLING:
+                yield plain
+            else:
+                yield from (before + plain + behind for before, behind in _WHERE_IDS_STAND)
 
 
 def _overwrite(path: Path, places: Sequence[tuple[int, int]]) -> None:

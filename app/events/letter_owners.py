@@ -15,6 +15,7 @@ from app.events.schema import parse_time
 
 # The ids of a message that is no JSON, as they would stand in one.
 _NAMED = re.compile(rb'"(user|session)_id"\s*:\s*"((?:[^"\\]|\\.)*)')
+_TELLING = 16  # bytes
 _FIELDS: tuple[tuple[str, Kind], ...] = (("user_id", "user"), ("session_id", "session"))
 
 Letter = Mapping[str, Any]
@@ -79,7 +80,10 @@ def is_erased(letter: Letter, erased: Erased) -> bool:
 
 
 def is_of(letter: Letter, subject: Subject) -> bool:
-    """Whether a dead letter is the subject's, from before the erasure; one that is no JSON and quotes the id is his."""
+    """Whether a dead letter is the subject's, from before the erasure.
+
+    One that is no JSON and quotes an id that is too long to be there by chance is his too.
+    """
     if not _came_before(letter, subject.boundary):
         return False
     found = set(_owners_of(letter))
@@ -90,7 +94,7 @@ def is_of(letter: Letter, subject: Subject) -> bool:
     try:
         orjson.loads(raw)
     except orjson.JSONDecodeError:
-        return any(orjson.dumps(name) in raw for _, name in wanted)
+        return any(orjson.dumps(name) in raw for _, name in wanted if len(name.encode()) >= _TELLING)
     return False
 
 

@@ -157,6 +157,7 @@ def test_a_bundle_that_names_the_user_elsewhere_or_cannot_be_replaced_is_no_succ
     spec.write_text(text + f'"{USER}"')
     with pytest.raises(BundleError, match=r"found the user in spec\.json"):
         BundlesPlace(SETTINGS, tmp_path).clear(SUBJECT)
+    BundlesPlace(SETTINGS, tmp_path).clear(Subject("e-2", "home", (), 0, {}))  # as a surface is called
     spec.write_text(text)
     bundle("live", [USER])
     registry.move("live", {"home": None})

@@ -50,9 +50,11 @@ def test_whose_it_is(name: str) -> None:
     assert is_of(arrived_before, SUBJECT) == (name in HIS)
 
 
-def test_what_is_no_json_and_quotes_the_id_is_his() -> None:
-    assert is_of(letter(b"", b'{"who": "\xc3\xa4nn", '), SUBJECT)
-    assert not is_of(letter(b"", b'{"who": "\xc3\xa4nna", '), SUBJECT)
+def test_what_is_no_json_and_quotes_a_telling_id_is_his() -> None:
+    long = Subject("e", "0d7c5e2f9a8b4c3d", (), 5_000, ENDS)
+    assert is_of(letter(b"", b'{"who": "0d7c5e2f9a8b4c3d", '), long)
+    assert not is_of(letter(b"", b'{"who": "0d7c5e2f9a8b4c3d0", '), long)
+    assert not is_of(letter(b"", b'{"item_id": "s1", '), SUBJECT), "a short one may be anything"
 
 
 def test_refused_messages_are_told_apart_before_they_become_letters() -> None:

@@ -42,18 +42,28 @@ def test_pieces_of_a_large_file_are_looked_through_where_they_meet(
         log.write_text("x" * before + USER + "y" * 3000 + USER)
         clear(tmp_path)
         assert log.read_text() == "x" * before + "*" * 32 + "y" * 3000 + "*" * 32
-    log.write_text("x" * 997 + '"423"' + "x" * 500 + '"42')
+    log.write_text("/users/42" * 300 + "/users/42")
     clear(tmp_path, "42")
-    assert log.read_text() == "x" * 997 + '"423"' + "x" * 500 + '"**'
+    assert log.read_text() == "/users/**" * 301
+    log.write_text("x" * 991 + "/users/423" + "x" * 500)  # the first piece ends behind the 2
+    clear(tmp_path, "42")
+    assert log.read_text() == "x" * 991 + "/users/423" + "x" * 500
 
 
-def test_a_short_id_is_looked_for_where_ids_stand(tmp_path: Path) -> None:
-    log = tmp_path / "run.json"
-    log.write_text('took 42 ms, 142 rows; {"user_id":"42","n":421} GET /v1/users/42?k=1 "s-\\u00f61" s-%C3%B61/\n')
+def test_a_short_id_is_looked_for_in_logs_where_ids_stand_and_harms_nothing_else(tmp_path: Path) -> None:
+    log, run = tmp_path / "gateway.log", tmp_path / "run.json"
+    log.write_text(
+        'took 42 ms: 42, k=42, {"user_id":"42","n":42,"m":421} GET /v1/users/42?k=1 /v1/users/421 user_id=42\n'
+    )
+    run.write_text(before := '{"port":42,"surface":"42"}')
     clear(tmp_path, "42")
     assert log.read_text() == (
-        'took 42 ms, 142 rows; {"user_id":"**","n":421} GET /v1/users/**?k=1 "*********" s-%C3%B61/\n'
+        'took 42 ms: 42, k=42, {"user_id":"**","n":42,"m":421} GET /v1/users/**?k=1 /v1/users/421 user_id=**\n'
     )
+    assert run.read_text() == before
+    log.write_text("\"s-\\u00f61\" /users/s-%C3%B61/ 's-ö1' s-ö1")
+    clear(tmp_path, USER)
+    assert log.read_text() == "\"*********\" /users/*********/ '*****' s-ö1"
 
 
 def test_what_other_places_clear_is_theirs_and_the_session_is_looked_through(tmp_path: Path) -> None:

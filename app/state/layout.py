@@ -23,6 +23,8 @@ FAMILIES = (HISTORIES, OWN, LINKS, SEEN, ITEMS, ITEM_LOG, USERS, META)
 # Item sequences of a rebuilt database lie above all of the one before it, so that replicas take everything anew.
 SEQUENCES_PER_GENERATION = 1 << 40
 
+Changes = dict[tuple[str, bytes], bytes | None]  # (family, key) → record; None: deleted
+
 log = logging.getLogger("manta.state")
 
 

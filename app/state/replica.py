@@ -15,11 +15,11 @@ from app.own_folders import hold
 from app.state import layout
 from app.state.batch import session_key, user_key
 from app.state.history import read
+from app.state.items import item_change
 from app.state.merging import Link
 from app.state.position import Position
 from app.state.reader import ItemChange, Kind, UserHistory
 from app.state.room import Shortage
-from app.state.store import ITEM
 
 
 class _View:
@@ -214,9 +214,3 @@ class StateReplica:
         except Exception as error:  # rocksdict raises bare exceptions
             raise StateUnavailable(f"the state cannot be read: {error}") from None
         return found
-
-
-def item_change(item_id: str, record: bytes) -> ItemChange:
-    """The item that a stored record means."""
-    sequence, available = ITEM.unpack_from(record)
-    return ItemChange(sequence, item_id, bool(available), orjson.loads(record[ITEM.size :]))

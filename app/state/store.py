@@ -20,16 +20,15 @@ from app.state import layout
 from app.state.batch import Batch, StateEvent, counts_already, session_key, user_key
 from app.state.erasing import Who, before_by, erasing, known_of, who_of
 from app.state.history import Entry, add, drop_expired, extend, is_view, read
+from app.state.items import changed_items
 from app.state.merging import Links, fold_view
 from app.state.position import Published, merged
 from app.state.reader import UserHistory
+from app.state.upkeep import LEAST_LOOKED_AT, expired, forgettable
 from app.time_to_live import in_ms, oldest_counted
 
-ITEM = struct.Struct("<QB")  # sequence, available; the columns' JSON follows
 _I64 = struct.Struct("<q")
 _DAY_MS = 86_400_000
-_LEAST_LOOKED_AT = 200
-_HISTORIES_LOOKED_AT, _LOOK_AT_HISTORIES_S = 1000, 0.01  # of which events wait for that long at most
 
 log = logging.getLogger("manta.state")
 
@@ -121,7 +120,10 @@ class StateStore:
         write = WriteBatch(raw_mode=True)
         events = self._accepted(batch.events, write)
         self._apply_histories(events, write)
-        sequence = self._apply_items(batch.items, write)
+        items = self._families[layout.ITEMS]
+        changed, sequence = changed_items(batch.items, lambda keys: layout.get_many(items, keys), self._sequence)
+        for (family, key), record in changed.items():
+            self._put(write, family, key, record)
         for user_id, columns in batch.users:
             self._put(write, layout.USERS, user_id.encode(), columns)
         self._count(batch, len(events))
@@ -144,19 +146,11 @@ class StateStore:
         Returns:
             How many were forgotten.
         """
-        family, limit = self._families[layout.SEEN], max(_LEAST_LOOKED_AT, 2 * self._new_identities)
-        oldest, write, self._new_identities = reached_ms - 2 * self._horizon_ms, WriteBatch(raw_mode=True), 0
-        for looked, (key, arrivals) in enumerate(family.items(from_key=self._next_identity), 1):
-            self._next_identity = key
-            if max(arrival for (arrival,) in _I64.iter_unpack(arrivals)) < oldest:
-                write.delete(key, self._handles[layout.SEEN])
-            if looked == limit:
-                break
-        else:
-            self._next_identity = b""  # from the start again
-        if forgotten := len(write):
-            self._db.write(write)
-        return forgotten
+        limit, self._new_identities = max(LEAST_LOOKED_AT, 2 * self._new_identities), 0
+        oldest = reached_ms - 2 * self._horizon_ms
+        gone, self._next_identity = forgettable(self._families[layout.SEEN], self._next_identity, limit, oldest)
+        self._tidy({(layout.SEEN, key): None for key in gone})
+        return len(gone)
 
     def drop_expired(self) -> int:
         """Looks at the next few histories and drops what has expired; the number of records that changed.
@@ -166,22 +160,19 @@ class StateStore:
         since = self._since()
         if since is None:
             return 0
-        write, enough = WriteBatch(raw_mode=True), time.monotonic() + _LOOK_AT_HISTORIES_S
-        for looked, (key, record) in enumerate(self._families[layout.HISTORIES].items(from_key=self._next_history)):
-            if looked == _HISTORIES_LOOKED_AT or (looked and time.monotonic() > enough):
-                self._next_history = key
-                break
-            kept = drop_expired(record, since)
-            if kept is not record:
-                self._put(write, layout.HISTORIES, key, kept)
-                if is_view(record):
-                    own = drop_expired(self._families[layout.OWN].get(key), since)
-                    self._put(write, layout.OWN, key, own if kept else None)
-        else:
-            self._next_history = b""  # from the start again
-        if changed := len(write):
-            self._db.write(write)
-        return changed
+        histories, own = self._families[layout.HISTORIES], self._families[layout.OWN]
+        changes, self._next_history = expired(histories, own, self._next_history, since)
+        self._tidy(changes)
+        return len(changes)
+
+    def _tidy(self, changes: layout.Changes) -> None:
+        """Writes what readers see no difference by: nothing is published."""
+        if not changes:
+            return
+        write = WriteBatch(raw_mode=True)
+        for (family, key), record in changes.items():
+            self._put(write, family, key, record)
+        self._db.write(write)
 
     def known(self, user_id: str) -> Known:
         """What an erasure must know of a user."""
@@ -386,28 +377,7 @@ class StateStore:
         times = [event.time // 1000 for event in events]
         return max([self._watermark, *(moment for moment in times if moment <= ahead)])
 
-    # --- items, users, meta
-
-    def _apply_items(self, items: Sequence[tuple[str, bytes | None]], write: WriteBatch) -> int:
-        """Puts the last state of each item with a new sequence where it changed; the newest sequence."""
-        sequence = self._sequence
-        latest: dict[str, list[bytes | None]] = {}
-        for item_id, columns in items:
-            latest.setdefault(item_id, []).append(columns)
-        keys = [item_id.encode() for item_id in latest]
-        stored = layout.get_many(self._families[layout.ITEMS], keys)
-        for key, before, states in zip(keys, stored, latest.values(), strict=True):
-            known = next((columns for columns in reversed(states) if columns is not None), None)
-            columns = known if known is not None else (before[ITEM.size :] if before else b"{}")
-            available = states[-1] is not None
-            if before is not None and before[8:] == bytes([available]) + columns:
-                continue
-            sequence += 1
-            if before is not None:
-                write.delete(ITEM.unpack_from(before)[0].to_bytes(8, "big"), self._handles[layout.ITEM_LOG])
-            write.put(key, ITEM.pack(sequence, available) + columns, self._handles[layout.ITEMS])
-            write.put(sequence.to_bytes(8, "big"), key, self._handles[layout.ITEM_LOG])
-        return sequence
+    # --- meta
 
     def _count(self, batch: Batch, accepted: int) -> None:
         self.totals.events += accepted

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from app.events.schema import MERGE
 from app.settings import Settings
-from app.state import layout
-from app.state import store as state_store
+from app.state import layout, upkeep
 from app.state.batch import Batch, StateEvent
 from app.state.history import entries_of, read
 from app.state.memory import accepted, fold_everything
@@ -131,7 +130,7 @@ def test_expired_entries_are_shown_by_nobody_whenever_they_are_dropped(
         for size, restarts, sweeps in [*cuts, (len(events) + 1, False, 0)]:
             done = min(done + size, len(events))
             since = store.apply(Batch(events=events[:done], offsets=ends_of(events[:done]))).since
-            with patch.object(state_store, "_HISTORIES_LOOKED_AT", 2):
+            with patch.object(upkeep, "_HISTORIES_LOOKED_AT", 2):
                 for _ in range(sweeps):
                     store.drop_expired()
             if restarts:

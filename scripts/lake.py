@@ -40,7 +40,8 @@ def add_to(app: typer.Typer) -> None:
 
 
 def stats(json_: show.JsonFlag = False) -> None:
-    """Rows, files, bytes, snapshots and read offsets of each table."""
+    """Rows, files, bytes, snapshots and read offsets of each table; of `figures`, up to when it has final windows."""
+    from app.events.schema import format_time
     from app.lake.snapshot import snapshot
     from app.lake.tables import TABLES, open_lake
 
@@ -56,7 +57,9 @@ def stats(json_: show.JsonFlag = False) -> None:
         }
         sizes = {"rows": sum(part.rows for part in files), "files": len(files), "bytes": sum(f.bytes for f in files)}
         kept = {"snapshot": now.id, "snapshots": len(now.source.metadata.snapshots)}
-        rows.append({"table": name, **kept, **sizes, "offsets": offsets, "gaps": list(now.progress.gaps)})
+        final = {size: format_time(upto) for size, upto in now.progress.final.items()}
+        read = {"offsets": offsets, "gaps": list(now.progress.gaps)} | ({"final": final} if final else {})
+        rows.append({"table": name, **kept, **sizes, **read})
     if json_:
         show.as_json({"tables": rows})
     else:

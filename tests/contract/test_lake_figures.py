@@ -84,7 +84,7 @@ def settle(keeper: FigureKeeper, fold: StatsFold, held: RocksHeld | MemoryHeld) 
     keeper.look(fold, held)
 
 
-def test_each_final_window_once_as_the_live_figures_had_it(tmp_path: Path) -> None:
+def test_each_final_window_once_as_the_live_figures_had_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = RocksHeld(StatsPaths(tmp_path).database)
     reader = StatsReader(SETTINGS.stats, tmp_path, "test")
     fold, keeper = StatsFold(held, SETTINGS), FigureKeeper(SETTINGS, tmp_path)
@@ -100,6 +100,11 @@ def test_each_final_window_once_as_the_live_figures_had_it(tmp_path: Path) -> No
                 if one.final:
                     live[step, one.start, by_source, one.figure.source] = one.figure.counts
     settle(keeper, fold, held)
+    monkeypatch.setenv("MANTA_HOME", str(tmp_path))
+    monkeypatch.setenv("MANTA_LAKE__PARTITION", "day")
+    told = json.loads(CliRunner().invoke(manta, ["lake", "stats", "--json"]).stdout)["tables"]
+    (final,) = (table["final"] for table in told if table["table"] == FIGURES)
+    assert final == {"hour": format_time(START + 58 * HOUR_US), "day": format_time(START + 2 * DAY_US)}
     rows = kept(tmp_path)
     found = {
         (row["size"], int(row["window_start"].timestamp()) * 1_000_000, row["by_source"], row["source"]): (
@@ -191,6 +196,7 @@ def test_the_batch_job_over_the_lake_gives_the_same_and_any_size(
     )
     assert len(found) == 45
     monkeypatch.setenv("MANTA_HOME", str(tmp_path))
+    monkeypatch.setenv("MANTA_LAKE__PARTITION", "day")
     asked = ["lake", "figures", "--size", "6h", "--step", "3h", "--from", format_time(begin), "--to", format_time(end)]
     done = CliRunner().invoke(manta, [*asked, "--json"])
     assert done.exit_code == 0, done.output

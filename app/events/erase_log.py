@@ -68,7 +68,9 @@ class LogPlace:
         if not _left(bounds(kafka, [held.topic])[held.topic], end):
             return cleared(place, f"deleted, no client can read it; the broker's files may hold it: {why} ({until})")
         waiting = ", ".join(sorted(name for name, at in behind.items() if at))
-        return PlaceReport(place, retention_until=until, detail=f"{why}; not read by everybody yet ({waiting})")
+        return PlaceReport(
+            place, retention_until=until, detail=f"{why}; not read by everybody yet ({waiting}): erase again once it is"
+        )
 
     @staticmethod
     def _behind(read: Mapping[str, Mapping[int, int]], topic: str, left: Mapping[int, int]) -> dict[int, int]:

@@ -52,7 +52,7 @@ def _to_stderr() -> Callable[[str], object]:
     logger = logging.getLogger("manta.access")
     logger.propagate = False
     logger.setLevel(logging.INFO)
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(sys.__stderr__)  # Serve has put a buffer of a thousand lines before the other
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.handlers = [handler]
     return logger.info

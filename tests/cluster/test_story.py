@@ -5,14 +5,17 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app.settings import load_settings
 from deployments.processes import marked
 from deployments.run import Run, read
 from scripts.movielens import load_ratings
+from tests.cluster.erased import erase_one
 from tests.cluster.manta import START_S, free_port, listens, manta
 
 pytestmark = [pytest.mark.kafka, pytest.mark.cluster, pytest.mark.timeout(2 * START_S)]
@@ -114,6 +117,8 @@ def test_the_story(up: Run, tmp_path: Path) -> None:
     _answers_are_fresh(up)
     _items_come_and_go(up, items)
     _a_file_goes_straight_into_the_lake(up, tmp_path / "older.jsonl")
+    settings = up.settings(load_settings(up.settings_file, {}))
+    erase_one(up, settings, partial(ask, up), partial(told, up), [item["item_id"] for item in items[:2]])
     _a_worse_bundle_is_refused_and_can_be_taken_back(up, tmp_path / "worse.yaml", first)
     _it_says_what_it_is_and_leaves_nothing(up)
 

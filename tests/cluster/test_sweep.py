@@ -48,7 +48,10 @@ N_ITEMS, N_USERS, N_EVENTS = 60, 50, 2400
 @pytest.fixture(scope="module")
 def system(short_home: Path) -> Iterator[tuple[Settings, Path, Path]]:
     """(settings, home, sweep file) of a home with a lake and a running Ray."""
-    settings = Settings.model_validate({"ray": {"num_cpus": 2}, "surfaces": {"home": {"candidates": 40}}})
+    learn = {"session_gap_s": 7200.0, "extra_features": ["session_idle"]}
+    settings = Settings.model_validate(
+        {"ray": {"num_cpus": 2}, "surfaces": {"home": {"candidates": 40}}, "learn": learn}
+    )
     (short_home / "manta.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json")))
     file = short_home / "tiny.yaml"
     file.write_text(yaml.safe_dump(SWEEP))
@@ -131,6 +134,9 @@ def test_a_killed_sweep_resumes_and_ends_in_a_bundle(system: tuple[Settings, Pat
     assert registry.aliases().live == {}
     bundle = load_bundle(registry.bundle(report.bundle).folder)
     assert bundle.manifest.sweep == folder.name
+    assert bundle.spec.session_gap_s == 7200.0
+    assert {"session", "session_content", "session_idle"} <= set(bundle.spec.features)
+    assert "idle_time" not in bundle.spec.features
     assert bundle.manifest.metrics["ndcg_at_10"] >= max(trial.value or 0 for trial in report.best.values()) * 0.8
     assert bundle.catalogue.row_of["i7"] not in bundle.popular
     assert not (folder / "tune").exists()

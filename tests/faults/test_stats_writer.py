@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
+import pyarrow as pa
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
@@ -18,11 +20,13 @@ from app.events.connection import consumer_config
 from app.events.producer import EventProducer
 from app.events.schema import EVENTS, IMPRESSIONS, format_time
 from app.events.topics import bounds, ensure_topics
+from app.events.windows import tumbling
 from app.settings import Settings
 from app.state.feed import Read
-from app.stats.batch import TOPICS, to_batch
-from app.stats.counters import read_figure
+from app.stats.batch import TOPICS, StatsBatch, to_batch
+from app.stats.counters import HOUR_US, KEYS, SUMS, read_figure
 from app.stats.fold import StatsFold
+from app.stats.from_lake import fold_tables
 from app.stats.held import DAYS, HOURS, ITEM_HOURS, ITEMS, MemoryHeld
 from app.stats.reader import StatsReader
 from app.stats.store import RocksHeld, StatsPaths
@@ -114,6 +118,19 @@ def whole_log(settings: Settings) -> Read:
     return read
 
 
+def of_the_lake(log: StatsBatch, settings: Settings) -> dict[tuple[Any, ...], tuple[int, ...]]:
+    """Hours by `manta lake figures`: of events that the lake has once."""
+    ordered = log.events.sort_by([("partition", "ascending"), ("offset", "ascending")])
+    _, first = np.unique(ordered["event_id"].to_numpy(zero_copy_only=False).astype(str), return_index=True)
+    once = ordered.take(pa.array(np.sort(first)))
+    found = fold_tables(log.impressions, once, settings, tumbling(HOUR_US))
+    starts = found["start"].cast(pa.int64()).to_pylist()
+    return {
+        (start, *(row[name] for name in KEYS)): tuple(row[name] for name in SUMS)
+        for start, row in zip(starts, found.to_pylist(), strict=True)
+    }
+
+
 def test_killed_at_random_the_figures_equal_the_batch_computation(own_kafka: tuple[str, Path], tmp_path: Path) -> None:
     settings, home = settings_for(own_kafka[0]), tmp_path / "home"
     ensure_topics(settings.kafka, TOPICS)
@@ -140,11 +157,13 @@ def test_killed_at_random_the_figures_equal_the_batch_computation(own_kafka: tup
     finally:
         child.end(signal.SIGTERM)
         reader.close()
-    log, batch = whole_log(settings), MemoryHeld()
-    StatsFold(batch, settings).apply(to_batch(log, settings.events, now_ms=0), now_us=time.time_ns() // 1000)
+    log, batch = to_batch(whole_log(settings), settings.events, now_ms=0), MemoryHeld()
+    StatsFold(batch, settings).apply(log, now_us=time.time_ns() // 1000)
     live = RocksHeld(StatsPaths(home).database)
     for family in (HOURS, DAYS, ITEM_HOURS, ITEMS):
         assert dict(live.scan(family, b"", b"\xff" * 200)) == batch.families[family]
+    hours = [read_figure(*pair) for pair in live.scan(HOURS, b"", b"\xff" * 200)]
+    assert {one[:-1]: one.counts for one in hours} == of_the_lake(log, settings)
     counts = [one.counts for pair in live.scan(DAYS, b"", b"\xff" * 200) if not (one := read_figure(*pair)).by_source]
     live.close()
     assert [sum(column) for column in zip(*counts, strict=True)] == [traffic.shown, len(traffic.clicked), 0]

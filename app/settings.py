@@ -225,8 +225,8 @@ class LearnSettings(Section):
     session_gap_s: float = Field(
         1800.0, gt=0, description="A user's events further apart are of different sessions, for the ranker's features."
     )
-    extra_features: tuple[Literal["idle_time", "session_idle"], ...] = Field(
-        (), description="Features that the ranker has only where asked for: of the time since the newest event."
+    extra_features: tuple[Literal["idle_time", "session", "session_content", "session_idle"], ...] = Field(
+        (), description="Features that the ranker has only where asked for: of the current session, and of its age."
     )
     gate_tolerance: float = Field(0.0, ge=0, description="How much worse than the champion a bundle may be.")
 

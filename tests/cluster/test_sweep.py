@@ -48,7 +48,7 @@ N_ITEMS, N_USERS, N_EVENTS = 60, 50, 2400
 @pytest.fixture(scope="module")
 def system(short_home: Path) -> Iterator[tuple[Settings, Path, Path]]:
     """(settings, home, sweep file) of a home with a lake and a running Ray."""
-    learn = {"session_gap_s": 7200.0, "extra_features": ["session_idle"]}
+    learn = {"session_gap_s": 7200.0, "extra_features": ["session", "session_content", "session_idle"]}
     settings = Settings.model_validate(
         {"ray": {"num_cpus": 2}, "surfaces": {"home": {"candidates": 40}}, "learn": learn}
     )

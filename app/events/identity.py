@@ -1,5 +1,8 @@
 """What counts once: (user or session, event id), within a horizon of arrival; the lowest offset wins."""
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,6 +16,8 @@ _Run = tuple[Hashes, NDArray[np.int64]]
 _PRIME_A, _PRIME_B = np.uint64(0x9E3779B185EBCA87), np.uint64(0xC2B2AE3D27D4EB4F)
 _SEED_A, _SEED_B = np.uint64(0x27D4EB2F165667C5), np.uint64(0x165667B19E3779F9)
 _SHIFT_A, _SHIFT_B = np.uint64(32), np.uint64(29)
+_SHARES = 8
+_SHARE_BITS = np.uint64(61)
 
 
 def identity_hashes(user_id: pa.ChunkedArray, session_id: pa.ChunkedArray, event_id: pa.ChunkedArray) -> Hashes:
@@ -56,9 +61,10 @@ def _text_hashes(column: pa.ChunkedArray) -> Hashes:
     padded = np.concatenate([data[offsets[0] : offsets[-1]], np.zeros(8, np.uint8)])
     words: Hashes = np.lib.stride_tricks.as_strided(padded.view(np.uint8)[:8].view(np.uint64), (len(padded) - 7,), (1,))
     starts, lengths = offsets[:-1] - offsets[0], np.diff(offsets)
-    one = lengths.astype(np.uint64) ^ _SEED_A
-    two = lengths.astype(np.uint64) ^ _SEED_B
     with np.errstate(over="ignore"):
+        # Mixed before any byte is: else a NUL at the end could stand for another length
+        one = _mix(lengths.astype(np.uint64) ^ _SEED_A, _PRIME_A, _SHIFT_A)
+        two = _mix(lengths.astype(np.uint64) ^ _SEED_B, _PRIME_B, _SHIFT_B)
         for step in range(0, int(lengths.max(initial=0)), 8):
             rows = np.flatnonzero(lengths > step)
             word = words[starts[rows] + step] & _tail_mask(lengths[rows] - step)
@@ -87,8 +93,19 @@ def _merged(one: _Run, other: _Run) -> _Run:
     return hashes[order], times[order]
 
 
+def _shares(ordered: Hashes) -> Iterator[tuple[int, int, int]]:
+    """(share, start, end) of sorted hashes, by the first bits; shares without a row are left out."""
+    edges = np.arange(1, _SHARES, dtype=np.uint64) << _SHARE_BITS
+    ends = [*np.searchsorted(ordered[:, 0], edges).tolist(), len(ordered)]
+    for share, (start, end) in enumerate(pairwise([0, *ends])):
+        if end > start:
+            yield share, start, end
+
+
 class SeenEvents:
     """Identities of accepted events with their arrival, in sorted runs: 24 bytes an event.
+
+    By the first bits of the hash they are in shares of their own: what is sorted anew at once is never all of them.
 
     Args:
         horizon_ms: `events.dedup_days` in milliseconds.
@@ -96,33 +113,37 @@ class SeenEvents:
 
     def __init__(self, horizon_ms: int) -> None:
         self.horizon_ms = horizon_ms
-        self._runs: list[_Run] = []
+        self._runs: list[list[_Run]] = [[] for _ in range(_SHARES)]
 
     def __len__(self) -> int:
-        return sum(len(times) for _, times in self._runs)
+        return sum(len(times) for runs in self._runs for _, times in runs)
 
     def add(self, hashes: Hashes, times: NDArray[np.int64]) -> None:
         """Remembers accepted events: uint64 (n, 2) and arrival in milliseconds (n,)."""
         if not len(times):
             return
         order = np.argsort(hashes[:, 0], kind="stable")
-        run = hashes[order], times[order]
-        # Each run is at least twice the next: few runs, and a small addition never sorts everything again
-        while self._runs and len(self._runs[-1][1]) < 2 * len(run[1]):
-            run = _merged(self._runs.pop(), run)
-        self._runs.append(run)
+        hashes, times = hashes[order], times[order]
+        for share, start, end in _shares(hashes):
+            runs, run = self._runs[share], (hashes[start:end].copy(), times[start:end].copy())
+            # Each run is at least twice the next: few runs, and a small addition never sorts everything again
+            while runs and len(runs[-1][1]) < 2 * len(run[1]):
+                run = _merged(runs.pop(), run)
+            runs.append(run)
 
     def forget_before(self, time_ms: int) -> None:
         """Drops what can match no event that arrived at `time_ms` or later, where that is a tenth of a run or more."""
-        least, kept = time_ms - self.horizon_ms, []
-        for hashes, times in self._runs:
-            fresh = times >= least
-            some = np.count_nonzero(fresh)
-            if some > 0.9 * len(times):
-                kept.append((hashes, times))
-            elif some:
-                kept.append((hashes[fresh], times[fresh]))
-        self._runs = kept
+        least = time_ms - self.horizon_ms
+        for share, runs in enumerate(self._runs):
+            kept = []
+            for hashes, times in runs:
+                fresh = times >= least
+                some = np.count_nonzero(fresh)
+                if some > 0.9 * len(times):
+                    kept.append((hashes, times))
+                elif some:
+                    kept.append((hashes[fresh], times[fresh]))
+            self._runs[share] = kept
 
     def duplicates(
         self, hashes: Hashes, times: NDArray[np.int64], never: NDArray[np.bool_] | None = None
@@ -136,9 +157,10 @@ class SeenEvents:
         """
         order = np.argsort(hashes[:, 0], kind="stable")
         ordered = hashes[order]
-        known = np.zeros(len(order), bool)
-        for run, run_times in self._runs:
-            known |= self._in_run(ordered, times[order], run, run_times)
+        known, arrivals = np.zeros(len(order), bool), times[order]
+        for share, start, end in _shares(ordered):
+            for run, run_times in self._runs[share]:
+                known[start:end] |= self._in_run(ordered[start:end], arrivals[start:end], run, run_times)
         doubled = np.zeros(len(order), bool)
         doubled[order] = known
         if never is not None:

@@ -4,9 +4,13 @@ import base64
 import io
 import json
 import re
+import sqlite3
+import struct
 import tarfile
+import time
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -17,6 +21,18 @@ from tests.search.pages import parquet_pages
 from tests.search.rocks import log_records, sst_contents
 from tests.search.sqlite import SQLITE, sqlite_values
 
+# What readers say to a file that is no whole one of its kind.
+_UNREADABLE = (
+    ValueError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    pa.ArrowException,
+    sqlite3.Error,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+)
+_TRIES, _AGAIN_S = 5, 0.3
 _DEEPEST = 4  # an archive in an archive in an archive
 _FRAMES = {
     b"\x1f\x8b": "gzip",
@@ -35,15 +51,23 @@ def files_with(folder: Path, *needles: str) -> list[Path]:
         if any(form in str(path.relative_to(folder)).encode() for form in wanted):
             found.append(path)
             continue
-        if path.is_symlink() or not path.is_file():
-            continue
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            continue
-        if any(form in part for part in opened(data, path.name) for form in wanted):
+        if not path.is_symlink() and path.is_file() and _holds(path, wanted):
             found.append(path)
     return found
+
+
+def _holds(path: Path, wanted: Sequence[bytes]) -> bool:
+    """Looks again where a file cannot be read because somebody is writing it."""
+    for left in reversed(range(_TRIES)):
+        try:
+            return any(form in part for part in opened(path.read_bytes(), path.name) for form in wanted)
+        except FileNotFoundError:
+            return False
+        except _UNREADABLE:
+            if not left:
+                raise
+            time.sleep(_AGAIN_S)
+    raise AssertionError("unreachable")
 
 
 def forms(needle: str) -> list[bytes]:
@@ -63,8 +87,8 @@ def opened(data: bytes, name: str = "", depth: int = 0) -> Iterator[bytes]:
     """The bytes themselves, and the content of whatever they are: told by how they begin, not by the file's name.
 
     Raises:
-        ValueError: it begins as something that it is not: a damaged file cannot be vouched for. What is still being
-            written (a Parquet file without its end) is looked at as it is.
+        Exception: it begins as something that it is not: a damaged file cannot be vouched for. A Parquet or SST file
+            without its end, and a compressed stream that is cut, are looked at as far as they go.
     """
     yield data
     if depth > _DEEPEST:

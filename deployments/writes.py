@@ -181,16 +181,21 @@ class Writes:
 
     async def merge(self, user_id: str, session_id: str) -> Json:
         """As `app.api.service.Service.merge`; the next answer for the user has the session's history."""
-        await self._fresh()
-        owner = self._state.merged_into(session_id)
-        if owner is not None and owner != user_id:
-            raise Conflict(f"session {session_id!r}: found it merged into another user, wanted one that is not merged")
-        if owner is None:
+        if await self._owner(session_id, user_id) is None:
             now_ms = time.time_ns() // 1_000_000
             event = Event(schema_version=SCHEMA_VERSION, event_type=MERGE, user_id=user_id, session_id=session_id)
             sent = await self._producer.send(EVENTS, event_messages(event, now_ms))
             await self._positions.passed(EVENTS, sent, EVENTS_WAIT_S)
+            await self._owner(session_id, user_id)  # another user's merge may have been on its way
         return {"user_id": user_id, "session_id": session_id}
+
+    async def _owner(self, session_id: str, user_id: str) -> str | None:
+        """The user, where the session is merged; raises Conflict where that is another one."""
+        await self._fresh()
+        owner = self._state.merged_into(session_id)
+        if owner not in (None, user_id):
+            raise Conflict(f"session {session_id!r}: found it merged into another user, wanted one that is not merged")
+        return owner
 
     # Both
 

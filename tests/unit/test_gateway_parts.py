@@ -429,3 +429,12 @@ async def test_a_session_merges_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert await desk.writes.history("nobody") == {"user_id": "nobody", "items": [], "version": 0}
     with pytest.raises(NotFound):
         await desk.writes.get_user("nobody")
+
+
+async def test_of_two_merges_on_their_way_at_once_one_is_told_that_it_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk()
+    owners = iter([None, "u"])  # nobody when it is asked, another user once its own event is applied
+    monkeypatch.setattr(desk.state, "merged_into", lambda _: next(owners))
+    with pytest.raises(Conflict):
+        await desk.writes.merge("v", "s")
+    assert len(desk.topic.sent) == 2

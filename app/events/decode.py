@@ -49,5 +49,5 @@ def _decode(topic: str, records: pa.Table, settings: EventSettings) -> Decoded:
     if topic == EVENTS:
         return decode(topic, records, settings)
     if topic == IMPRESSIONS:
-        return decode_impressions(topic, records)
+        return decode_impressions(topic, records, settings.max_future_s)
     return decode_entities(topic, records)

@@ -86,26 +86,29 @@ _KNOWN = frozenset(Impression.model_fields)
 Bools = NDArray[np.bool_]
 
 
-def decode_impressions(topic: str, records: pa.Table) -> Decoded:
-    """Checks the messages of `impressions` (`json_columns.RECORDS`)."""
+def decode_impressions(topic: str, records: pa.Table, max_future_s: float) -> Decoded:
+    """Checks the messages of `impressions` (`json_columns.RECORDS`); `max_future_s`: `events.max_future_s`."""
 
     def check(wire: pa.Table, rows: pa.Table) -> tuple[pa.Table, Bools]:
-        return _check(topic, wire, rows)
+        return _check(topic, wire, rows, max_future_s)
 
     def judge(rows: pa.Table) -> Judged:
-        return judge_impressions(topic, rows)
+        return judge_impressions(topic, rows, max_future_s)
 
     return decode_columns(records, _WIRE, IMPRESSION_COLUMNS, check, judge)
 
 
-def judge_impressions(topic: str, records: pa.Table) -> Judged:
+def judge_impressions(topic: str, records: pa.Table, max_future_s: float) -> Judged:
     """The same one by one."""
     accepted: list[dict[str, Any]] = []
     places: list[int] = []
     rejected: list[dict[str, Any]] = []
     for place, record in enumerate(records.to_pylist()):
         try:
-            accepted.append(_row(topic, record, _validate(parse_json(record["value"]))))
+            row = _row(topic, record, _validate(parse_json(record["value"])))
+            if row["time"] > row["record_time"] + int(max_future_s * 1_000_000):
+                raise EventRejected("future", f"time: found one beyond {max_future_s:g} s after arrival", "time")
+            accepted.append(row)
             places.append(place)
         except EventRejected as error:
             rejected.append(rejection(topic, record, error))
@@ -157,12 +160,14 @@ def _row(topic: str, record: dict[str, Any], found: Impression) -> dict[str, Any
     }
 
 
-def _check(topic: str, wire: pa.Table, records: pa.Table) -> tuple[pa.Table, Bools]:
+def _check(topic: str, wire: pa.Table, records: pa.Table, max_future_s: float) -> tuple[pa.Table, Bools]:
     """IMPRESSION_COLUMNS of all rows, and which of them are surely right."""
     good = lengths_hold(wire, _IDS, MAX_ID_BYTES) & within(wire["schema_version"], 1, SCHEMA_VERSION)
     for name in _NEEDED:
         good &= there(wire[name])
     micros, _ = times(wire["time"], good)
+    arrival_us = records["record_time"].to_numpy() * 1000
+    good &= micros <= arrival_us + int(max_future_s * 1_000_000)
     items, quotes = _items(wire["items"].chunk(0), good)
     features, more = _features(wire, np.diff(items.offsets.to_numpy()), good)
     context, extra, known = _more(
@@ -179,7 +184,7 @@ def _check(topic: str, wire: pa.Table, records: pa.Table) -> tuple[pa.Table, Boo
         "topic": same_text(topic, len(wire)),
         "partition": records["partition"],
         "offset": records["offset"],
-        "record_time": pa.array(records["record_time"].to_numpy() * 1000).cast(MICROS),
+        "record_time": pa.array(arrival_us).cast(MICROS),
         "features": features,
     }
     return pa.table([columns[name] for name in IMPRESSION_COLUMNS.names], schema=IMPRESSION_COLUMNS), good

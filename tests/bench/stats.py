@@ -28,7 +28,7 @@ def run(events: int = 100_000, answers: int = 20_000) -> dict[str, float]:
     wire = _records([_rating(number, draw) for number in range(events)])
     shown = _records([_answer(number, draw) for number in range(answers)])
     decoded, decoding = _timed(lambda: decode(EVENTS, wire, settings.events).events)
-    impressions, reading = _timed(lambda: decode_impressions(IMPRESSIONS, shown).events)
+    impressions, reading = _timed(lambda: decode_impressions(IMPRESSIONS, shown, 600.0).events)
     with tempfile.TemporaryDirectory() as folder:
         held = RocksHeld(Path(folder))
         fold = StatsFold(held, settings)

@@ -13,6 +13,8 @@ from app.events import impressions
 from app.events.columns import RECORDS, REJECTED, Decoded
 from app.events.impressions import IMPRESSION_COLUMNS, decode_impressions, judge_impressions
 
+FUTURE_S = 600.0
+
 
 def records(values: Sequence[bytes | None]) -> pa.Table:
     rows = [
@@ -23,7 +25,7 @@ def records(values: Sequence[bytes | None]) -> pa.Table:
 
 
 def one_by_one(table: pa.Table) -> Decoded:
-    accepted, _, rejected = judge_impressions("impressions", table)
+    accepted, _, rejected = judge_impressions("impressions", table, FUTURE_S)
     return Decoded(pa.Table.from_pylist(accepted, IMPRESSION_COLUMNS), pa.Table.from_pylist(rejected, REJECTED))
 
 
@@ -43,6 +45,7 @@ GOOD: list[dict[str, Any]] = [
     answer(items=[shown(sources=[]), shown(sources=None, slot=3)], context={"device": "mobile"}, page=None),
     answer(items=TWO, feature_names=["a", "b"], features=[[0.1, 3], [1e-30, -2.5]]),
     answer(time="2016-12-31T23:59:60Z", context=None),
+    answer(time="2023-11-14T22:23:20Z"),  # as far ahead of arrival as may be
     answer(items=[], feature_names=["a"], features=[]),
     answer(items=TWO, feature_names=[], features=[[], []], note='a "quoted" note'),
 ]
@@ -58,6 +61,7 @@ BAD: list[tuple[bytes, str]] = [
     (json.dumps(answer(items=[shown(sources=[None])])).encode(), "range"),
     (json.dumps(answer(items=[shown(sources="ease")])).encode(), "range"),
     (json.dumps(answer(time="yesterday")).encode(), "range"),
+    (json.dumps(answer(time="2023-11-14T22:23:21Z")).encode(), "future"),  # a second too far ahead
     (json.dumps(answer(surface="x" * 129)).encode(), "range"),
     (json.dumps(answer(context=[1])).encode(), "range"),
     (json.dumps(answer(schema_version=0)).encode(), "range"),
@@ -72,12 +76,14 @@ BAD: list[tuple[bytes, str]] = [
 
 def test_good_ones_are_accepted_by_the_columns_as_one_by_one() -> None:
     table = records([json.dumps(fields, ensure_ascii=False).encode() for fields in GOOD])
-    decoded = decode_impressions("impressions", table)
+    decoded = decode_impressions("impressions", table, FUTURE_S)
     assert decoded.rejected.num_rows == 0
     assert decoded.events.equals(one_by_one(table).events)
     assert decoded.events["offset"].to_pylist() == list(range(len(GOOD)))
     odd = records([json.dumps(answer(items=[shown(position="3")])).encode(), json.dumps(GOOD[1]).encode()])
-    assert decode_impressions("impressions", odd).events.equals(one_by_one(odd).events)  # pydantic takes such text
+    assert decode_impressions("impressions", odd, FUTURE_S).events.equals(
+        one_by_one(odd).events
+    )  # pydantic takes such text
     assert decoded.events["features"][4].as_py() == [[pytest.approx(0.1), 3.0], [pytest.approx(1e-30), -2.5]]
 
 
@@ -85,7 +91,7 @@ def test_good_ones_are_accepted_by_the_columns_as_one_by_one() -> None:
 def test_a_bad_one_is_named_and_harms_no_other(value: bytes, code: str) -> None:
     good = json.dumps(GOOD[1]).encode()
     table = records([good, value, good])
-    decoded = decode_impressions("impressions", table)
+    decoded = decode_impressions("impressions", table, FUTURE_S)
     assert decoded.events["offset"].to_pylist() == [0, 2]
     assert decoded.rejected["reason"].to_pylist() == [code]
     assert decoded.rejected.equals(one_by_one(table).rejected)
@@ -96,7 +102,8 @@ def test_the_columns_take_what_a_gateway_writes(monkeypatch: pytest.MonkeyPatch)
         raise AssertionError("judged one by one")
 
     monkeypatch.setattr(impressions, "judge_impressions", refuse)
-    found = decode_impressions("impressions", records([json.dumps(GOOD[place]).encode() for place in (0, 1, 2, 4)]))
+    table = records([json.dumps(GOOD[place]).encode() for place in (0, 1, 2, 4)])
+    found = decode_impressions("impressions", table, FUTURE_S)
     assert found.events.num_rows == 4
 
 
@@ -111,7 +118,9 @@ SCALARS = st.one_of(
     st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
 )
 # Of the right type, so that the parser takes the batch, but not always of the right size or there.
-TEXT = st.sampled_from([None, "", "u", "x" * 129, 'q"', "2023-01-02T03:04:05Z", "2023-13-02T03:04:05Z"])
+TEXT = st.sampled_from(
+    [None, "", "u", "x" * 129, 'q"', "2023-01-02T03:04:05Z", "2023-13-02T03:04:05Z", "2099-01-02T03:04:05Z"]
+)
 TYPED_ITEM = st.fixed_dictionaries(
     {},
     optional={
@@ -163,6 +172,6 @@ ANY = st.builds(
 )
 def test_whatever_comes_both_ways_agree(messages: list[dict[str, Any]]) -> None:
     table = records([json.dumps(one).encode() for one in messages])
-    fast, slow = decode_impressions("impressions", table), one_by_one(table)
+    fast, slow = decode_impressions("impressions", table, FUTURE_S), one_by_one(table)
     assert fast.events.equals(slow.events)
     assert fast.rejected.equals(slow.rejected)

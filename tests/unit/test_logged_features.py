@@ -39,7 +39,7 @@ def as_lake(found: list[tuple[Request, Answer]]) -> pa.Table:
         {"partition": 0, "offset": place, "record_time": NOW // 1000, "key": key, "value": value}
         for place, (key, value) in enumerate(message(*one, NOW) for one in found)
     ]
-    decoded = decode_impressions("impressions", pa.Table.from_pylist(rows, RECORDS))
+    decoded = decode_impressions("impressions", pa.Table.from_pylist(rows, RECORDS), 600.0)
     assert not len(decoded.rejected)
     return decoded.events
 

@@ -18,7 +18,7 @@ from app.settings import Settings
 from app.state.layout import StatePaths, choose_generation, current_generation
 from app.state.position import Position
 from deployments.run import Run
-from tests.searched import files_with
+from tests.search.files import files_with
 
 Json = dict[str, Any]
 Ask = Callable[..., tuple[int, Json]]  # method, path, body
@@ -29,8 +29,9 @@ def erase_one(run: Run, settings: Settings, ask: Ask, told: Told, items: list[st
     """Tells the whole of it in a running system that has a live bundle with these items."""
     user, session = secrets.token_hex(16), secrets.token_hex(16)
     _leave_traces(settings, ask, told, user, session, items)
-    before = files_with(run.home, [user, session])
-    assert {path.split("/")[0] for path in before} >= {"lake", "state", "checkpoints"}, "the search finds what is there"
+    assert {path.split("/")[0] for path in _in(run.home, user, session)} >= {"lake", "state", "checkpoints"}, (
+        "the search finds what is there"
+    )
 
     done = told("users", "erase", user)
     assert done["state"] == "done", done
@@ -113,8 +114,14 @@ def _a_new_history(run: Run, settings: Settings, ask: Ask, told: Told, user: str
 def _of(run: Run, *ids: str) -> set[str]:
     """Files with one of the ids, but for those of a broker, which the report names."""
     kafka = {"kafka"} if (run.home / "kafka").exists() else set()
-    found = {path for path in files_with(run.home, ids) if Path(path).parts[0] not in kafka}
-    return found | files_with(run.session, ids)
+    found = {path for path in _in(run.home, *ids) if Path(path).parts[0] not in kafka}
+    return found | _in(run.session, *ids)
+
+
+def _in(folder: Path, *ids: str) -> set[str]:
+    """Paths, below the folder, of the files with one of the ids, or as much of it as bounds in manifests have."""
+    found = files_with(folder, *ids, *(name[:16] for name in ids))
+    return {str(path.relative_to(folder)) for path in found}
 
 
 def _history(ask: Ask, user: str) -> list[str]:

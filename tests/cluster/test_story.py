@@ -117,6 +117,7 @@ def test_the_story(up: Run, tmp_path: Path) -> None:
     _answers_are_fresh(up)
     _items_come_and_go(up, items)
     _a_file_goes_straight_into_the_lake(up, tmp_path / "older.jsonl")
+    assert told(up, "ingest")["rows"]["events"] == 9, "the clicks and both sides of the merge are real events too"
     settings = up.settings(load_settings(up.settings_file, {}))
     erase_one(up, settings, partial(ask, up), partial(told, up), [item["item_id"] for item in items[:2]])
     _a_worse_bundle_is_refused_and_can_be_taken_back(up, tmp_path / "worse.yaml", first)
@@ -258,7 +259,6 @@ def _it_says_what_it_is_and_leaves_nothing(run: Run) -> None:
         "controller",
     }  # and no broker: it is not ours
     assert "state_messages" in status["lag"]
-    assert told(run, "ingest")["rows"]["events"] == 9, "the clicks and both sides of the merge are real events too"
     assert manta(run.home, "down").returncode == 0
     assert not marked(run.session)
     assert not run.session.exists()

@@ -13,10 +13,11 @@ from app.models.interactions import Catalogue
 
 __all__ = ["ON_REQUEST", "FeatureContext", "feature_names", "features", "make_spec"]
 
-# In a spec only when named. `session` and `session_content` cost half as much as all the others together, and gained
-# nothing that could be told from noise on the demo's ratings. As for the other two: examples know the time of the very next event; serving knows that of the newest event of
-# anybody, which may be days ahead of a user whose events arrive late or are replayed: a ranker that had learned from
-# the gap between them ranked far worse than its own sources (docs/experiments.md has the figures of both).
+# In a spec only when named (docs/experiments.md has the figures). `session` and `session_content` cost half as much as
+# all the others together, and gained nothing that could be told from noise on the demo's ratings. As for the other two:
+# examples know the time of the very next event; serving knows that of the newest event of anybody, which may be days
+# ahead of a user whose events arrive late or are replayed: a ranker that had learned from the gap between them ranked
+# far worse than its own sources.
 ON_REQUEST = ("idle_time", "session", "session_content", "session_idle")
 
 

@@ -19,8 +19,8 @@ from app.events.topics import ensure_topics
 from app.settings import Settings
 from app.state.replica import StateReplica
 from deployments.cluster import attach
+from deployments.node_actors import SUPERVISOR
 from deployments.state_writer import (
-    SUPERVISOR,
     WRITER_PREFIX,
     ensure_state_writers,
     state_lag,

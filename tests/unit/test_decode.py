@@ -6,7 +6,7 @@ import orjson
 import pyarrow as pa
 import pytest
 
-from app.events import decode
+from app.events import columns, decode
 from app.events.columns import RECORDS, Decoded
 from app.events.dead_letters import dead_letter_messages, is_whole
 from app.events.decode import TABLES, decode_topic
@@ -62,7 +62,7 @@ def test_an_arrival_that_no_calendar_has_is_refused(topic: str, odd: int) -> Non
 
 
 def test_what_nobody_has_thought_of_is_refused_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = decode.decode
+    real = columns.decode
 
     def strange(topic: str, some: pa.Table, rules: EventSettings) -> Decoded:
         if 5 in some["offset"].to_pylist():

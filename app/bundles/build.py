@@ -3,7 +3,8 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -82,17 +83,12 @@ def write_bundle(
     if target.exists():
         raise BundleError(f"{target}: found a bundle of that id, wanted a new id (bundles never change)")
     parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=WRITING, dir=parent))
-    try:
+    with _whole_or_not_there(target) as temporary:
         _write_parts(temporary, catalogue, models, ranker, spec, statistics, popular)
         if write_lists is not None:
             write_lists(temporary / LISTS)
-        files = {path.relative_to(temporary).as_posix(): path for path in temporary.rglob("*") if path.is_file()}
-        sizes = {
-            "items": len(catalogue),
-            "bytes": sum(path.stat().st_size for path in files.values()),
-            **lineage.sizes,
-        }
+        files = _files(temporary)
+        sizes = {"items": len(catalogue), "bytes": _bytes(files), **lineage.sizes}
         manifest = Manifest(
             id=bundle_id,
             created=created or datetime.now(UTC),
@@ -106,13 +102,6 @@ def write_bundle(
             **{**lineage.model_dump(), "sizes": sizes},
         )
         (temporary / MANIFEST).write_bytes(manifest.encoded())
-        verify(temporary)
-        _sync(temporary)
-        temporary.chmod(0o755)
-        _rename(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return target
 
 
@@ -130,22 +119,30 @@ def rewrite_bundle(folder: Path, bundle_id: str, change: Callable[[Path], None],
     """
     manifest = verify(folder)
     target = folder.parent / bundle_id
-    temporary = Path(tempfile.mkdtemp(prefix=WRITING, dir=folder.parent))
-    try:
+    with _whole_or_not_there(target) as temporary:
         for name in manifest.files:
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, temporary / name)
         change(temporary)
-        files = {path.relative_to(temporary).as_posix(): path for path in temporary.rglob("*") if path.is_file()}
+        files = _files(temporary)
         new = manifest.model_copy(
             update={
                 "id": bundle_id,
                 "metrics": dict(metrics),
                 "files": {name: hash_of(path) for name, path in sorted(files.items())},
-                "sizes": manifest.sizes | {"bytes": sum(path.stat().st_size for path in files.values())},
+                "sizes": manifest.sizes | {"bytes": _bytes(files)},
             }
         )
         (temporary / MANIFEST).write_bytes(new.encoded())
+    return target
+
+
+@contextmanager
+def _whole_or_not_there(target: Path) -> Iterator[Path]:
+    """A folder to write a bundle into; verified, synced and renamed to `target` behind the block."""
+    temporary = Path(tempfile.mkdtemp(prefix=WRITING, dir=target.parent))
+    try:
+        yield temporary
         verify(temporary)
         _sync(temporary)
         temporary.chmod(0o755)
@@ -153,7 +150,15 @@ def rewrite_bundle(folder: Path, bundle_id: str, change: Callable[[Path], None],
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return target
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Every file below, by its path from there."""
+    return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+
+
+def _bytes(files: Mapping[str, Path]) -> int:
+    return sum(path.stat().st_size for path in files.values())
 
 
 def write_catalogue(file: Path, catalogue: Catalogue) -> None:

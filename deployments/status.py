@@ -45,7 +45,7 @@ def status(home: Path, surfaces: list[dict[str, Any]], settings: Settings) -> di
         nothing: dict[str, Any] = {"state": "down", "endpoint": None, "dashboard": None, "kafka": kafka}
         left = {
             "lag": {},
-            "disk": disk(home),
+            "disk": disk(home, up=False),
             "retention": retention.current(settings, home, up=False),
             "processes": [],
         }
@@ -65,14 +65,18 @@ def status(home: Path, surfaces: list[dict[str, Any]], settings: Settings) -> di
 
 
 def lag(home: Path) -> dict[str, Any]:
-    """How far the state is behind the broker: messages not applied yet, and since when the writer is silent."""
+    """How far the state is behind the broker: messages not applied yet, and since when the writer is silent.
+
+    `state_messages` is None where the writer is not connected: the broker is away, or the disk has no room.
+    """
     try:
         position = Position.open(StatePaths.of(home).position)
     except MantaError:
         return {}
     try:
         silent_s = max(0.0, time.time() - position.heartbeat_ms / 1000)
-        return {"state_messages": position.lag, "state_writer_silent_s": round(silent_s, 3)}
+        messages = position.lag if position.lag >= 0 else None
+        return {"state_messages": messages, "state_writer_silent_s": round(silent_s, 3)}
     finally:
         position.close()
 

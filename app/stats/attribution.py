@@ -99,6 +99,33 @@ def contributions(record: Record, posted_surfaces: frozenset[str], window_us: in
     return _places(tallies)
 
 
+def left_out(record: Record, posted_surfaces: frozenset[str], window_us: int) -> int:
+    """How many reactions (those of one kind to one item are one) `contributions` has not: the answer never came or is
+    without the item, the item was never posted as shown, or they lie further from it than `window_us`.
+    """
+    answer, count = record["a"], 0
+    for item_id, parts in record["r"].items():
+        time = _shown_at(item_id, parts[POSTED], answer, posted_surfaces, window_us)
+        if time is None:
+            count += parts[POSTED] is not None and answer is None
+        counted = (0, 0, 0) if time is None else _counts(time, parts, window_us)
+        count += sum(bool(parts[kind]) and not counted[kind] for kind in (CLICKED, CONVERTED))
+    return count
+
+
+def _shown_at(
+    item_id: str, posted: list[Any] | None, answer: list[Any] | None, posted_surfaces: frozenset[str], window_us: int
+) -> int | None:
+    """When the impression of an item was that `contributions` counts; None: there is none."""
+    if answer is not None and answer[1] not in posted_surfaces:
+        return int(answer[0]) if item_id in answer[4] else None
+    if posted is None:
+        return None
+    near = answer is not None and abs(answer[0] - posted[0]) <= window_us
+    surface = answer[1] if answer is not None and near else posted[1]
+    return int(posted[0]) if surface in posted_surfaces else None
+
+
 _Tally = dict[tuple[str | None, ...], list[int]]  # (): all; (source,): what a source named
 
 

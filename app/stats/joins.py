@@ -16,6 +16,7 @@ from app.stats.attribution import (
     Place,
     Record,
     contributions,
+    left_out,
     new_record,
     newest,
     note_answer,
@@ -64,7 +65,7 @@ class Joins:
             draft: where it is noted.
             passed_us: microseconds.
             limit: how many records are looked at.
-            late: reactions whose answer never came are counted here, as `unmatched`.
+            late: reactions that count for no impression are added here, as `unmatched`.
         """
         passed = [key for key, _ in zip(draft.scan(DUE, b"", time_key(passed_us)), range(limit), strict=False)]
         names = [key[8:] for key, _ in passed]
@@ -76,8 +77,7 @@ class Joins:
             if (last := newest(record)) > time_of(due) and last >= passed_us:
                 draft.put(DUE, time_key(last) + name, b"")
                 continue
-            if not contributions(record, self._posted_surfaces, self._window_us):
-                late["unmatched"] += len(record["r"])
+            late["unmatched"] += left_out(record, self._posted_surfaces, self._window_us)
             draft.put(ANSWERS, name, None)
 
     def _reactions(self, events: pa.Table) -> dict[str, list[tuple[str, int, int, list[object]]]]:

@@ -22,7 +22,7 @@ from app.state.room import Room, Shortage, used_bytes
 from app.state.writer import StateWriterLoop
 from app.stats import writer as stats_writer
 from app.stats.writer import StatsWriterLoop
-from deployments.status import disk
+from deployments.status import disk, lag
 
 pytestmark = pytest.mark.faults
 MB = 1_000_000
@@ -149,6 +149,8 @@ def test_below_the_bound_the_writers_stop_and_go_on_by_themselves(log: type[Feed
         assert line in state.status()["error"]
         assert line in str(replica.shortage())
         assert line in disk(tmp_path)["stopped"]
+        assert disk(tmp_path, up=False)["stopped"] is None  # nobody is there who could go on
+        until(lambda: lag(tmp_path)["state_messages"] is None)
         free[0] = 51 * MB  # hardly more: it would stop again at once
         time.sleep(0.6)
         assert state.status()["state"] == "stopped"

@@ -143,6 +143,25 @@ def test_what_came_too_late_is_counted_and_a_record_lives_as_long_as_anything_ma
     assert [value for value in _clicks(held) if value] == [1]
 
 
+def test_a_reaction_that_counts_for_no_impression_is_counted_as_unmatched() -> None:
+    held, log = MemoryHeld(), Log()
+    fold = StatsFold(held, SETTINGS)
+    shown = [answer(0, "r1"), answer(0, "m1", surface="mail")]
+    told = [event(0, "a", "impression", request_id="m1", surface="mail"), event(1, "a", request_id="r1")]
+    unmatched = [
+        event(1, "a", request_id="never"),
+        event(1, "z", request_id="r1"),  # not in the answer
+        event(1, "b", request_id="m1"),  # never posted as shown
+        event(45, "b", request_id="r1"),  # beyond forty minutes
+    ]
+    fold.apply(log.batch(*shown, *told, *unmatched), now_us=NOW)
+    fold.apply(log.batch(answer(200, "r2"), event(200, kind="look")), now_us=NOW)
+    fold.apply(log.batch(), now_us=NOW)
+    assert held.get(ANSWERS, [b"r1", b"m1", b"never"]) == [None] * 3
+    assert fold.late["unmatched"] == len(unmatched)
+    assert sum(_clicks(held)) == 1
+
+
 def _clicks(held: MemoryHeld) -> list[int]:
     from app.stats.counters import read_figure
 

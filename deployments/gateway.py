@@ -394,6 +394,7 @@ class Gateway:
             "impressions_dropped": self._dropped(),
             "state_writer_silent_seconds": max(0.0, time.time() - seen_ms / 1000) if seen_ms else 0.0,
             "state_lag_messages": self._state.lag(),
+            "state_jumped_messages": self._state.jumped(),
             "state_writer_stopped": int(self._state.shortage() is not None),
             "state_bytes": used,
             "disk_free_bytes": free,

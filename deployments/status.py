@@ -68,6 +68,7 @@ def lag(home: Path) -> dict[str, Any]:
     """How far the state is behind the broker: messages not applied yet, and since when the writer is silent.
 
     `state_messages` is None where the writer is not connected: the broker is away, or the disk has no room.
+    `state_jumped_messages`, where there are any: those that the log did not hold any more; `manta state rebuild` helps.
     """
     try:
         position = Position.open(StatePaths.of(home).position)
@@ -76,7 +77,8 @@ def lag(home: Path) -> dict[str, Any]:
     try:
         silent_s = max(0.0, time.time() - position.heartbeat_ms / 1000)
         messages = position.lag if position.lag >= 0 else None
-        return {"state_messages": messages, "state_writer_silent_s": round(silent_s, 3)}
+        silent = {"state_messages": messages, "state_writer_silent_s": round(silent_s, 3)}
+        return silent | ({"state_jumped_messages": position.jumped} if position.jumped else {})
     finally:
         position.close()
 

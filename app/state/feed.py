@@ -46,7 +46,8 @@ class StateFeed:
     """A consumer of every partition of some topics. For one thread.
 
     Where the log no longer holds the next offset, reading goes on from where it can and the jump is counted:
-    `log_end` (the broker lost what it had acknowledged), `gap` (retention was faster), `recreated` (another topic).
+    `log_end` (the broker lost what it had acknowledged), `gap` (retention was faster, or has deleted what a new reader
+    would begin with), `recreated` (another topic).
     """
 
     def __init__(
@@ -206,8 +207,10 @@ class StateFeed:
         for partition, end in held.end.items():
             place, first = (held.topic, partition), held.first[partition]
             wanted = self._next.get(place)
-            if wanted is None:
-                self._next[place] = first
+            if wanted is None and not first:
+                self._next[place] = 0
+            elif wanted is None:  # a new reader of a log whose beginning is gone
+                self._jump("gap", place, 0, first)
             elif recreated and wanted != first:
                 self._jump("recreated", place, wanted, first)
             elif wanted > end:

@@ -25,7 +25,7 @@ _WORDS = _HEAD + len(TOPICS) * MAX_PARTITIONS
 SIZE = _WORDS * 8
 # Words of the head.
 _MOVES, _GENERATION, _ITEMS, _WATERMARK, _HEARTBEAT, _PID, _LAG, _SINCE = range(1, 9)
-_STOPPED, _FREE, _WANTED, _BYTES, _ANEW = range(9, 14)
+_STOPPED, _FREE, _WANTED, _BYTES, _ANEW, _JUMPED = range(9, 15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +136,10 @@ class Position:
         """Says how much room the disk has, and what the state takes of it; bytes."""
         self._words[_FREE], self._words[_BYTES] = free, used
 
+    def show_jumped(self, messages: int) -> None:
+        """Says how many offsets the log did not hold any more when the database needed them."""
+        self._words[_JUMPED] = messages
+
     # --- the readers' side
 
     @property
@@ -175,6 +179,11 @@ class Position:
     def lag(self) -> int:
         """Messages in the log that are not applied, as of the last second; -1: the broker is away."""
         return self._words[_LAG]
+
+    @property
+    def jumped(self) -> int:
+        """Offsets that the log did not hold any more: what stood there is not in this state."""
+        return self._words[_JUMPED]
 
     @property
     def shortage(self) -> Shortage | None:

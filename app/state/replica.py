@@ -193,6 +193,10 @@ class StateReplica:
         """Messages in the log that the writer has not applied, as of the last second; -1: it cannot tell."""
         return self._position.lag if self._position else -1
 
+    def jumped(self) -> int:
+        """Offsets that the log did not hold any more when the state needed them, as of the last second."""
+        return self._position.jumped if self._position else 0
+
     def shortage(self) -> Shortage | None:
         """Why the writer applies nothing; None: it does, or none was ever seen."""
         return self._position.shortage if self._position else None

@@ -178,6 +178,7 @@ class StateWriterLoop:
             remove_older(self._paths.databases)
         self._lag = feed.lag()
         position.beat(sum(self._lag.values()) if feed.connected else -1)
+        position.show_jumped(sum(store.totals.jumps.values()))
         if self._paths.checkpoint_wanted.exists():
             make_checkpoint(store, self._paths)
         if feed.connected and (reached := feed.reached_ms(EVENTS)) is not None:

@@ -35,6 +35,7 @@ from app.state.rebuild import rebuild
 from app.state.replica import StateReplica
 from app.state.store import StateStore
 from app.state.writer import StateWriterLoop
+from deployments.status import lag
 from scripts import apache_kafka
 from tests.faults.state_child import settings_for
 from tests.property.test_state import DAY, stored
@@ -232,6 +233,7 @@ def test_offsets_that_the_log_does_not_hold_are_jumped_and_counted(
     with running(topics, tmp_path) as loop:
         until(lambda: len(items_of(replica)) == 15)
         assert loop.status()["jumps"] == {"log_end": 37, "gap": 5}
+        until(lambda: replica.jumped() == lag(tmp_path)["state_jumped_messages"] == 42)
     admin.delete_topics([EVENTS])
     until(lambda: not bounds(topics.kafka, [EVENTS])[EVENTS].exists)
     ensure_topics(topics.kafka, [EVENTS])

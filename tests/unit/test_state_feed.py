@@ -29,3 +29,11 @@ def test_a_partition_that_is_not_named_for_a_while_keeps_its_offset() -> None:
     found._compare_topic(TopicBounds(EVENTS, "same", {0: 0, 1: 0}, {0: 30, 1: 30}))
     assert (found._moved.offsets, found._moved.jumps) == ({}, {})
     found.close()
+
+
+def test_a_beginning_that_is_gone_is_a_gap_for_a_new_reader() -> None:
+    found = feed({}, "same")
+    found._compare_topic(TopicBounds(EVENTS, "same", {0: 0, 1: 7}, {0: 30, 1: 30}))
+    assert found._next == {(EVENTS, 0): 0, (EVENTS, 1): 7}
+    assert (found._moved.offsets, found._moved.jumps) == ({(EVENTS, 1): 7}, {"gap": 7})
+    found.close()

@@ -150,7 +150,7 @@ class StatesHere:
             return store.known(subject.user_id)
 
         if not self._has_state():
-            return Known(_merged_in_the_lake(self._settings, self._home, subject.user_id), True)
+            return Known(_merged_in_the_lake(self._settings, self._home, subject), True)
         found: Known = self._with_store(look)
         return found
 
@@ -182,20 +182,33 @@ class StatesHere:
             store.close()
 
 
-def _merged_in_the_lake(settings: Settings, home: Path, user_id: str) -> tuple[str, ...]:
-    """Sessions whose first merge is into a user, by the events of the lake."""
+def _merged_in_the_lake(settings: Settings, home: Path, subject: Subject) -> tuple[str, ...]:
+    """Sessions whose first merge is into a user, by the events of the lake.
+
+    Raises:
+        StateUnavailable: it has not read up to the request: what is still to come may merge another session.
+    """
     from app.lake.snapshot import snapshot
     from app.lake.tables import open_lake
 
     lake = open_lake(settings, home)
-    if not lake.exists(EVENTS) or (now := snapshot(lake, EVENTS)).id is None:
+    now = snapshot(lake, EVENTS) if lake.exists(EVENTS) else None
+    read = now.progress.topics.get(EVENTS) if now is not None else None
+    topic_id, done = (read.topic_id, read.next) if read is not None else ("", {})
+    if (behind := _behind(subject.ends.get(EVENTS), topic_id, done)) is not None:
+        partition, found, wanted = behind
+        raise StateUnavailable(
+            f"there is no state, and the lake has read {EVENTS}/{partition} up to offset {found}, wanted {wanted}, "
+            "since a session may have been merged there: run `manta ingest`, and again"
+        )
+    if now is None or now.id is None:
         return ()
     names = ("event_time", "partition", "offset", "user_id", "session_id")
     merges = now.source.scan(f"event_type = '{MERGE}'", selected_fields=names, snapshot_id=now.id).to_arrow()
     first: dict[str, tuple[Any, ...]] = {}
     for *place, owner, session_id in zip(*(merges[name].to_pylist() for name in names), strict=True):
         first[session_id] = min((*place, owner), first.get(session_id, (*place, owner)))
-    return tuple(sorted(session_id for session_id, link in first.items() if link[-1] == user_id))
+    return tuple(sorted(session_id for session_id, link in first.items() if link[-1] == subject.user_id))
 
 
 def apply_up_to(settings: Settings, store: StateStore, ends: Mapping[str, TopicEnd], erased: Erased) -> None:
@@ -206,7 +219,7 @@ def apply_up_to(settings: Settings, store: StateStore, ends: Mapping[str, TopicE
     """
     feed, moved = StateFeed(settings.kafka, store.offsets(), store.topic_ids), time.monotonic()
     try:
-        while _behind(store, ends) is not None:
+        while _store_behind(store, ends) is not None:
             if read := feed.poll(0.1, settings.state.batch_events):
                 store.apply(to_batch(read, settings.events, erased, feed.topic_ids))
                 moved = time.monotonic()
@@ -214,21 +227,27 @@ def apply_up_to(settings: Settings, store: StateStore, ends: Mapping[str, TopicE
                 break  # the log itself is shorter by now, or nobody answers
     finally:
         feed.close()
-    if _behind(store, ends) is not None and not feed.connected:
+    if _store_behind(store, ends) is not None and not feed.connected:
         raise StateUnavailable(f"the state could not be read on from Kafka: {feed.error}")
 
 
 def _require_applied(store: StateStore, ends: Mapping[str, TopicEnd]) -> None:
-    behind = _behind(store, ends)
+    behind = _store_behind(store, ends)
     if behind is not None:
         partition, found, wanted = behind
         raise StateUnavailable(f"state: {EVENTS}/{partition}: found offset {found} applied, wanted {wanted}")
 
 
-def _behind(store: StateStore, ends: Mapping[str, TopicEnd]) -> tuple[int, int, int] | None:
-    """A partition of `events`, what is applied of it and what should be; None: all of it is."""
-    end, done = ends.get(EVENTS), store.offsets().get(EVENTS, {})
-    if end is None or end.topic_id != store.topic_ids.get(EVENTS, end.topic_id):
+def _store_behind(store: StateStore, ends: Mapping[str, TopicEnd]) -> tuple[int, int, int] | None:
+    return _behind(ends.get(EVENTS), store.topic_ids.get(EVENTS), store.offsets().get(EVENTS, {}))
+
+
+def _behind(end: TopicEnd | None, topic_id: str | None, done: Mapping[int, int]) -> tuple[int, int, int] | None:
+    """A partition of `events`, what is read of it and what should be; None: all of it is.
+
+    `topic_id`: of the topic that was read; one that was made anew since is not read on in.
+    """
+    if end is None or (topic_id and end.topic_id != topic_id):
         return None
     late = ((part, done.get(part, 0), upto) for part, upto in end.next.items() if done.get(part, 0) < upto)
     return next(late, None)

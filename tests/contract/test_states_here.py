@@ -1,6 +1,7 @@
 """An erasure in a home where no writer runs: what the state, or else the lake, knows of the user, and what is left."""
 
 import secrets
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -40,16 +41,22 @@ def merge(offset: int, time: int, user: str, session: str) -> dict[str, object]:
 
 def test_without_a_state_the_lake_knows_the_sessions(tmp_path: Path, subject: Subject) -> None:
     states = StatesHere(SETTINGS, tmp_path)
-    assert states.known(subject).sessions == ()
+    with pytest.raises(StateUnavailable, match=r"up to offset 0, wanted 3.*manta ingest"):
+        states.known(subject)
+    assert states.known(replace(subject, ends={})).sessions == ()
     rows = [
         merge(0, 10, subject.user_id, "his"),
         merge(1, 10, subject.user_id, "another's"),
         merge(2, 5, "other", "another's"),  # the first by time holds
         merge(3, 20, "other", "his"),
     ]
-    moved = Progress({EVENTS: TopicOffsets("t", {0: 4})})
-    table = open_lake(SETTINGS, tmp_path).table(EVENTS)
-    append(table, pa.Table.from_pylist(rows, EVENT_COLUMNS), moved, max_open_partitions=9)
+    lake = open_lake(SETTINGS, tmp_path)
+    for some, upto in ((rows[:2], 2), (rows[2:], 4)):
+        moved = Progress({EVENTS: TopicOffsets("t", {0: upto})})
+        append(lake.table(EVENTS), pa.Table.from_pylist(some, EVENT_COLUMNS), moved, max_open_partitions=9)
+        if upto < 3:
+            with pytest.raises(StateUnavailable, match="up to offset 2, wanted 3"):
+                states.known(subject)
     assert states.known(subject).sessions == ("his",)
     (report,) = states.erase(subject)
     assert report.detail == "there is none"

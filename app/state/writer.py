@@ -27,7 +27,6 @@ _LOOK_S = 0.5  # lag, and whether another database was chosen
 _LOCK_S = 0.05
 _ROOM_S = 0.25
 _TIDY_S = 10.0
-_REACH_S = 10.0
 _OLD_S = 60.0  # by then every replica that answers has followed to the database in use
 
 log = logging.getLogger("manta.state")
@@ -147,8 +146,7 @@ class StateWriterLoop:
     def _reach(self, position: Position, store: StateStore, feed: StateFeed) -> None:
         """Brings another database to where the one before it was, unseen: nobody's last click is gone for a moment."""
         shown = position.offsets() if position.generation != store.generation else {}
-        deadline = time.monotonic() + _REACH_S
-        while not self._stop.is_set() and time.monotonic() < deadline and self._room.shortage() is None:
+        while not self._stop.is_set() and self._room.shortage() is None:
             done = store.offsets()
             if all(done.get(topic, {}).get(p, 0) >= shown[topic][p] for topic in shown for p in shown[topic]):
                 return
@@ -156,6 +154,7 @@ class StateWriterLoop:
                 store.apply(self._batch(read, feed))
             elif feed.connected and not any(feed.lag().values()):
                 return  # the log itself is shorter than it was
+            position.beat(-1)
 
     def _step(self, position: Position, store: StateStore, feed: StateFeed) -> None:
         read = feed.poll(_POLL_S, self._settings.state.batch_events)

@@ -1,5 +1,6 @@
 """Files in an artifact store: a folder, or an address that pyarrow's file systems know (`s3://…`, `gs://…`)."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -82,5 +83,6 @@ class Place:
                 write.write(piece)
 
     def remove(self, folder: str) -> None:
-        """Removes a folder that is here with all of it."""
-        self._system.delete_dir(f"{self.path}/{folder}")
+        """Removes a folder with all of it, if it is here; somebody else may be removing it, too."""
+        with suppress(FileNotFoundError):
+            self._system.delete_dir(f"{self.path}/{folder}")

@@ -1,6 +1,5 @@
 """Actors of which each node has one: pinned to it, one thread that does the work, started anew by Ray if it fails."""
 
-import gc
 import logging
 import os
 import threading
@@ -14,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from app.settings import Settings
 from deployments.cluster import NAMESPACE
+from deployments.collector import rest_the_collector
 
 SUPERVISOR = "manta-state-supervisor"  # the actor that keeps them
 _FAILED_S = 1.0  # before a failed writer gives way to the next: its status can be read, and it does not spin
@@ -57,15 +57,6 @@ class NodeWriter:
         """Ends the work and closes the database (`ray.kill` is safe too)."""
         self._loop.stop()
         self._thread.join()
-
-
-def rest_the_collector() -> None:
-    """Keeps Python's cycle collector from a process that makes small tuples by the thousand, and no cycles.
-
-    It would go through everything that stands in memory, imports included, several times a second.
-    """
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 100)
 
 
 def pinned(actor: type, name: str, node: str, num_cpus: float, settings: Settings, home: str | Path) -> ActorHandle:

@@ -20,7 +20,7 @@ from app.state.position import Position
 from app.state.replica import StateReplica
 from app.state.store import StateStore
 from app.state.writer import StateWriterLoop
-from deployments.node_actors import rest_the_collector
+from deployments.collector import rest_the_collector
 from tests.bench.system import kafka
 
 USERS, ITEMS, BATCH = 20_000, 9_000, 2_000

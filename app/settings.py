@@ -118,6 +118,18 @@ class IngestSettings(Section):
 class StateSettings(Section):
     """User and item state in RocksDB."""
 
+    placement: Literal["node", "sharded"] = Field(
+        "node",
+        description="`node`: every node holds the histories of all; `sharded`: each of `shards` lies on one node, "
+        "items and user columns on all. Changed: run `manta state rebuild`.",
+    )
+    shards: int = Field(
+        4,
+        ge=1,
+        le=1024,
+        description="Shards of `sharded`, a divisor of the number of partitions of `events`; fixed at creation, as "
+        "that number is. Changed: run `manta state rebuild`.",
+    )
     max_history: int = Field(3000, ge=1, le=100_000, description="Newest events kept per user.")
     ttl_days: float | None = Field(
         None,

@@ -16,6 +16,7 @@ from app.erasure.places import Known
 from app.events.schema import EVENTS
 from app.state import layout
 from app.state.batch import owner_digest, session_key, user_key
+from app.state.candidates import CANDIDATES, candidates_key, encoded, places_of
 from app.state.history import Entry, entries_of, fold, is_view
 from app.state.merging import Link, fold_view
 
@@ -60,7 +61,13 @@ def before_by(topic_id: str, remade: bool) -> Before:
 
 
 def erasing(
-    families: Mapping[str, Rdict], who: Who, before: Before, columns_too: Callable[[Boundary], bool], max_history: int
+    families: Mapping[str, Rdict],
+    who: Who,
+    before: Before,
+    columns_too: Callable[[Boundary], bool],
+    max_history: int,
+    *,
+    shard: bool = False,
 ) -> Erasing:
     """Looks up what is there of some users and sessions.
 
@@ -70,6 +77,7 @@ def erasing(
         before: `before_by`.
         columns_too: whether a user's columns are from before an erasure.
         max_history: `settings.state.max_history`.
+        shard: the database is a shard, which holds each id's own entries alone.
     """
     found = Erasing()
     work = _Records(families, who, before, max_history, found.changes)
@@ -78,8 +86,11 @@ def erasing(
         work.unlink(key)
     for key in sorted(who.keys() - users):
         users |= work.session(key)
+    if shard:
+        users &= who.keys()
+        work.candidates()
     for key in sorted(users):
-        work.user(key)
+        (work.own if shard else work.user)(key)
     for key, boundaries in who.items():
         name = key[1:]
         if key[:1] == b"u" and any(columns_too(boundary) for boundary in boundaries):
@@ -87,6 +98,9 @@ def erasing(
         digest = owner_digest(name.decode())
         work.identities(digest, max(boundary.requested_ms for boundary in boundaries))
         found.ranges += [(family, key, key + b"\0") for family in (layout.HISTORIES, layout.OWN, layout.LINKS)]
+        if shard:
+            named = candidates_key(name.decode())
+            found.ranges.append((layout.LINKS, named, named + b"\0"))
         found.ranges += [(layout.USERS, name, name + b"\0"), (layout.SEEN, digest, digest + b"\xff" * 9)]
     return found
 
@@ -111,7 +125,8 @@ def known_of(families: Mapping[str, Rdict], user_id: str) -> Known:
 
 def _keys(families: Mapping[str, Rdict]) -> Iterator[bytes]:
     yield from families[layout.HISTORIES].keys()
-    yield from families[layout.LINKS].keys()
+    for key in families[layout.LINKS].keys():  # noqa: SIM118
+        yield b"u" + key[1:] if key[:1] == CANDIDATES else key
     user_ids = families[layout.USERS].keys()
     for name in user_ids:
         yield b"u" + name
@@ -164,6 +179,33 @@ class _Records:
         self._changes[layout.HISTORIES, key] = fold(left, self._max_history) if left else None
         link = Link.of(self._get(layout.LINKS, key))
         return {user_key(link.user_id)} if link is not None else set()
+
+    def candidates(self) -> None:
+        """Takes out which sessions users may have been merged with, and sessions that are erased from all of them."""
+        sessions = {key[1:].decode() for key in self._who if key[:1] == b"s"}
+        for key, record in list(self._families[layout.LINKS].items(from_key=CANDIDATES)):
+            if key[:1] != CANDIDATES:
+                break
+            mine, places = self._who.get(b"u" + key[1:], ()), places_of(record)
+            kept = {
+                name: found
+                for name, copies in places.items()
+                if (
+                    found := [
+                        copy
+                        for copy in copies
+                        if not self._before(mine, *copy)
+                        and not (name in sessions and self._before(self._who[session_key(name)], *copy))
+                    ]
+                )
+            }
+            if kept != places:
+                self._changes[layout.LINKS, key] = encoded(kept)
+
+    def own(self, key: bytes) -> None:
+        """Takes out a user's own entries."""
+        left = self._left(key, self._get(layout.HISTORIES, key))
+        self._changes[layout.HISTORIES, key] = fold(left, self._max_history) if left else None
 
     def user(self, key: bytes) -> None:
         """Folds a user's history from what is left of his own and of the sessions that are still merged."""

@@ -203,11 +203,11 @@ def _merged_in_the_lake(settings: Settings, home: Path, subject: Subject) -> tup
         )
     if now is None or now.id is None:
         return ()
-    names = ("event_time", "partition", "offset", "user_id", "session_id")
+    names = ("event_time", "user_id", "session_id")
     merges = now.source.scan(f"event_type = '{MERGE}'", selected_fields=names, snapshot_id=now.id).to_arrow()
     first: dict[str, tuple[Any, ...]] = {}
-    for *place, owner, session_id in zip(*(merges[name].to_pylist() for name in names), strict=True):
-        first[session_id] = min((*place, owner), first.get(session_id, (*place, owner)))
+    for *link, session_id in zip(*(merges[name].to_pylist() for name in names), strict=True):
+        first[session_id] = min(tuple(link), first.get(session_id, tuple(link)))
     return tuple(sorted(session_id for session_id, link in first.items() if link[-1] == subject.user_id))
 
 

@@ -40,7 +40,7 @@ def fold_everything(events: Sequence[StateEvent], max_history: int, horizon_ms: 
     links: dict[str, Link] = {}
     for event in accepted(events, horizon_ms):
         if event.event_type == MERGE:
-            link = Link(event.time, event.partition, event.offset, event.user_id or "")
+            link = Link.of_event(event)
             session_id = event.session_id or ""
             links[session_id] = min(link, links.get(session_id, link))
         elif event.entry is not None:
@@ -152,7 +152,7 @@ class MemoryState:
 
     def merged_into(self, session_id: str) -> str | None:
         links = [
-            Link(event.time, event.partition, event.offset, event.user_id or "")
+            Link.of_event(event)
             for event in self._events
             if event.event_type == MERGE and event.session_id == session_id
         ]

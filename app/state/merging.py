@@ -1,7 +1,7 @@
 """Merges: which session's history is part of which user's, and up to when.
 
-A session merges once: of all merges that name it the first by (event time, partition, offset) holds, so that the
-order of arrival (the event stands under both keys) does not matter.
+A session merges once: of all merges that name it the first by (event time, user) holds, so that neither the order of
+arrival matters nor which of its two copies (the event stands under both keys) is seen.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,19 +14,27 @@ from app.state.history import Entry, entries_of, fold
 
 
 class Link(NamedTuple):
-    """The merge of a session: its first by time, partition and offset."""
+    """The merge of a session: its first by time and user."""
 
     time: int  # microseconds; the session's events up to it are the user's too
+    user_id: str
     partition: int
     offset: int
-    user_id: str
 
     @classmethod
     def of(cls, record: bytes | None) -> "Link | None":
-        return cls(*orjson.loads(record)) if record else None
+        if not record:
+            return None
+        time, partition, offset, user_id = orjson.loads(record)
+        return cls(time, user_id, partition, offset)
+
+    @classmethod
+    def of_event(cls, event: StateEvent) -> "Link":
+        """The merge that an event is."""
+        return cls(event.time, event.user_id or "", event.partition, event.offset)
 
     def encode(self) -> bytes:
-        return orjson.dumps(list(self))
+        return orjson.dumps([self.time, self.partition, self.offset, self.user_id])
 
 
 class Links:
@@ -53,7 +61,7 @@ class Links:
     def merge(self, event: StateEvent) -> set[str]:
         """Takes a merge in; the users whose histories change by it."""
         user_id, session_id = event.user_id or "", event.session_id or ""
-        link = Link(event.time, event.partition, event.offset, user_id)
+        link = Link.of_event(event)
         before = self.of_session(session_id)
         if before is not None and before <= link:
             return set()

@@ -18,12 +18,15 @@ from app.events.schema import EVENTS, MERGE, USERS
 from app.settings import Settings
 from app.state import layout
 from app.state.batch import Batch, StateEvent, counts_already, session_key, user_key
+from app.state.candidates import Candidates
 from app.state.erasing import Who, before_by, erasing, known_of, who_of
 from app.state.history import Entry, add, drop_expired, extend, is_view, read
 from app.state.items import changed_items
+from app.state.joining import Found, look
 from app.state.merging import Links, fold_view
 from app.state.position import Published, merged
 from app.state.reader import UserHistory
+from app.state.shares import WHOLE, Share, ShareDiffers
 from app.state.upkeep import LEAST_LOOKED_AT, expired, forgettable
 from app.time_to_live import in_ms, oldest_counted
 
@@ -46,13 +49,14 @@ class Totals:
 class StateStore:
     """The one writer of a database."""
 
-    def __init__(self, path: Path, settings: Settings, *, generation: int = 0) -> None:
-        """Opens or makes it.
+    def __init__(self, path: Path, settings: Settings, *, generation: int = 0, share: Share = WHOLE) -> None:
+        """Opens or makes it; `share`: what it holds of the state.
 
         Raises:
+            ShareDiffers: it holds another share.
             StateUnavailable: another process writes it, or it is of another format.
         """
-        self.path, self.generation = path, generation
+        self.path, self.generation, self.share = path, generation, share
         self._max_history = settings.state.max_history
         self._ttl_ms = in_ms(settings.state.ttl_days)
         self._horizon_ms = int(settings.events.dedup_days * _DAY_MS)
@@ -76,6 +80,12 @@ class StateStore:
             raise StateUnavailable(
                 f"state database {self.path}: found format {found}, wanted {layout.FORMAT}: run `manta state rebuild`"
             )
+        try:
+            self.share.require(Share.of_saved(saved.get("share")) if saved else self.share, self.path)
+        except ShareDiffers:
+            self.close()
+            raise
+        self._partitions: int = saved.get("partitions", 0)  # of `events`, when a shard was made; 0: not known yet
         offsets = saved.get("offsets", {})
         self._offsets = {topic: {int(p): o for p, o in parts.items()} for topic, parts in offsets.items()}
         self._sequence: int = saved.get("sequence", self.generation * layout.SEQUENCES_PER_GENERATION)
@@ -106,6 +116,26 @@ class StateStore:
     def published(self) -> Published:
         """What the shared position should say."""
         return Published(self.offsets(), self._sequence, self._watermark, self.generation, self._moves, self._since())
+
+    def require_partitions(self, found: int) -> None:
+        """Takes note of how many partitions `events` has, 0: none yet; with another number a shard is not written on.
+
+        Raises:
+            ShareDiffers: it had another number when the shard was made, or the shards cannot share that number.
+        """
+        if not self.share.is_shard or found in (0, self._partitions):
+            return
+        if self._partitions:
+            raise ShareDiffers(
+                f"state {self.share}: found {found} partitions of {EVENTS}, wanted {self._partitions} as when it was "
+                "made: run `manta state rebuild`"
+            )
+        if found % self.share.of:
+            raise ShareDiffers(
+                f"state.shards: found {self.share.of}, wanted a divisor of the {found} partitions of {EVENTS}: change "
+                "the setting and run `manta state rebuild`"
+            )
+        self._partitions = found
 
     def outrun(self, moves: int) -> Published:
         """Moves the publication number past one that readers have seen; call after opening."""
@@ -178,6 +208,10 @@ class StateStore:
         """What an erasure must know of a user."""
         return known_of(self._families, user_id)
 
+    def look(self, keys: Sequence[bytes]) -> list[Found]:
+        """What a shard has of users and sessions (`app.state.joining`)."""
+        return look(self._families[layout.HISTORIES], self._families[layout.LINKS], keys)
+
     def shown(self, user_id: str) -> tuple[UserHistory, dict[str, Any] | None]:
         """A user's history and columns; None: there are none."""
         columns = self._families[layout.USERS].get(user_id.encode())
@@ -191,7 +225,12 @@ class StateStore:
         same ids, or `erase_known`, ends it.
         """
         found = erasing(
-            self._families, who, before_by(*self._events_topic()), self._columns_from_before, self._max_history
+            self._families,
+            who,
+            before_by(*self._events_topic()),
+            self._columns_from_before,
+            self._max_history,
+            shard=self.share.is_shard,
         )
         self._erasing = True
         published = self._write_changes(found.changes)
@@ -273,7 +312,10 @@ class StateStore:
     def _accepted(self, events: Sequence[StateEvent], write: WriteBatch) -> list[StateEvent]:
         """Those not applied before and not counted before; their identities go into the write batch."""
         done = self._offsets.get(EVENTS, {})
-        fresh = [event for event in events if event.offset >= done.get(event.partition, 0)]
+        unseen = [event for event in events if event.offset >= done.get(event.partition, 0)]
+        fresh = self.share.taken(unseen)
+        if len(fresh) < len(unseen):
+            self.totals.skipped["key"] = self.totals.skipped.get("key", 0) + len(unseen) - len(fresh)
         identities = [event.identity for event in fresh]
         asked = list({identity for identity in identities if identity is not None})
         found = layout.get_many(self._families[layout.SEEN], asked)
@@ -299,20 +341,25 @@ class StateStore:
                 merges.append(event)
             elif (entry := event.entry) is not None:
                 entries.setdefault(event.key, []).append(entry)
-        links = Links(self._families[layout.LINKS].get)
-        stale = {user_id for event in merges for user_id in links.merge(event)}
+        links, candidates = Links(self._families[layout.LINKS].get), Candidates(self._families[layout.LINKS].get)
+        stale: set[str] = set()
+        for event in merges:
+            if self.share.holds(event.session_id or ""):
+                stale |= links.merge(event)
+            if self.share.is_shard and self.share.holds(event.user_id or ""):
+                candidates.take(event)
         keys = list(entries)
         records = dict(zip(keys, layout.get_many(self._families[layout.HISTORIES], keys), strict=True))
         own: dict[bytes, bytes | None] = {}  # records of users whose history is a view
         for key, more in entries.items():
             stale |= self._fold(key, more, records, own, links)
-        for user_id in stale:
+        for user_id in () if self.share.is_shard else stale:  # a shard's histories are joined when they are read
             self._refold(user_id, records, own, links)
         since = self._since()  # as readers know it by now: as of the new watermark they would miss entries for a moment
         for family, histories in ((layout.HISTORIES, records), (layout.OWN, own)):
             for key, record in histories.items():
                 self._put(write, family, key, drop_expired(record, since))
-        for key, link in links.changes():
+        for key, link in (*links.changes(), *candidates.changes()):
             self._put(write, layout.LINKS, key, link)
 
     def _fold(
@@ -405,6 +452,8 @@ class StateStore:
             "least_ttl_ms": self._least_ttl_ms,
             "erased": self._erased,
             "erasing": self._erasing,
+            "share": self.share.saved(),
+            "partitions": self._partitions,
         }
         self._put(write, layout.META, b"state", orjson.dumps(saved))
         self._put(write, layout.META, b"moves", _I64.pack(moves))

@@ -2,6 +2,8 @@
 
 import shutil
 import tempfile
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from unittest.mock import patch
@@ -36,14 +38,20 @@ wishes = st.fixed_dictionaries(
 )
 
 
-def log(drawn: list[dict[str, object]], time_us: int = 1) -> list[StateEvent]:
+def placed(key: str) -> int:
+    return sum(key.encode()) % PARTITIONS
+
+
+def log(
+    drawn: list[dict[str, object]], time_us: int = 1, partition_of: Callable[[str], int] = placed
+) -> list[StateEvent]:
     """Wishes as they would lie in the topic: keyed, offsets rising, merges under both keys; times times `time_us`."""
-    ends = [0] * PARTITIONS
+    ends: Counter[int] = Counter()
     clock = 0
     events: list[StateEvent] = []
 
     def put(key: object, wish: dict[str, object]) -> None:
-        partition = sum(str(key).encode()) % PARTITIONS
+        partition = partition_of(str(key))
         item = None if wish["kind"] in (MERGE, "search") else wish["item"]
         time = int(str(wish["time"])) * time_us
         fields = (wish["event_id"], wish["user"], wish["session"], item, wish["kind"], time, wish["value"])

@@ -57,9 +57,9 @@ def folded(events: list[StateEvent], since: int | None) -> dict[bytes, tuple[obj
     return {key: shown(whole.get(key), since) for key in keys}
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    drawn=st.lists(wishes | logins, max_size=30),
+    drawn=st.lists(wishes | logins, min_size=12, max_size=30),
     shards=st.integers(1, 4),
     times=st.integers(1, 2),
     cuts=st.lists(st.tuples(st.integers(1, 9), st.booleans()), max_size=6),

@@ -30,13 +30,22 @@ log = logging.getLogger("manta.state")
 
 @dataclass(frozen=True, slots=True)
 class StatePaths:
-    """The files of one node's state."""
+    """The files of one node's state, or of one of its shards."""
 
     root: Path
 
     @classmethod
     def of(cls, home: Path) -> "StatePaths":
         return cls(home / "state")
+
+    def shard(self, number: int) -> "StatePaths":
+        """Those of a shard; below zero: the node's own."""
+        return StatePaths(self.shards / str(number)) if number >= 0 else self
+
+    @property
+    def shards(self) -> Path:
+        """Parent of the shards' folders, with `state.placement: sharded`."""
+        return self.root / "shards"
 
     @property
     def databases(self) -> Path:
@@ -56,6 +65,11 @@ class StatePaths:
     def checkpoint_wanted(self) -> Path:
         """While this file is there, somebody waits for the writer to make a checkpoint."""
         return self.root / "checkpoint.wanted"
+
+    @property
+    def stopped(self) -> Path:
+        """While this file is there, its line says why the writer does not write this database."""
+        return self.root / "stopped"
 
     @property
     def replicas(self) -> Path:

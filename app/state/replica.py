@@ -16,10 +16,12 @@ from app.state import layout
 from app.state.batch import session_key, user_key
 from app.state.history import read
 from app.state.items import item_change
+from app.state.joining import Found, look
 from app.state.merging import Link
 from app.state.position import Position
 from app.state.reader import ItemChange, Kind, UserHistory
 from app.state.room import Shortage
+from app.state.shares import WHOLE, Share
 
 
 class _View:
@@ -37,6 +39,10 @@ class _View:
         """Number of the last publication that this secondary holds."""
         return int.from_bytes(self.meta.get(b"moves", b"\0"), "little")
 
+    def share(self) -> Share:
+        """What the database holds."""
+        return Share.of_saved(orjson.loads(self.meta.get(b"state", b"{}")).get("share"))
+
 
 class StateReplica:
     """A `StateReader` over the node's database. Every method may be called from any thread.
@@ -45,8 +51,12 @@ class StateReplica:
     reads raise StateUnavailable.
     """
 
-    def __init__(self, db_path: Path, secondary_path: Path, position_path: Path) -> None:
-        """Takes the folder of the databases (`state/db`), a folder for this replica alone, and the position's file."""
+    def __init__(self, db_path: Path, secondary_path: Path, position_path: Path, share: Share = WHOLE) -> None:
+        """Takes the folder of the databases (`state/db`), a folder for this replica alone, and the position's file.
+
+        `share`: what the database must hold.
+        """
+        self._share = share
         self._databases, self._own_path, self._position_path = db_path, secondary_path, position_path
         self._catching = threading.Lock()
         self._position: Position | None = None
@@ -56,10 +66,10 @@ class StateReplica:
         self._mark: IO[bytes] | None = None
 
     @classmethod
-    def of_home(cls, home: Path, name: str) -> "StateReplica":
-        """The replica `name` of the node's state under a MANTA_HOME."""
-        paths = layout.StatePaths.of(home)
-        return cls(paths.databases, paths.replicas / name, paths.position)
+    def of_home(cls, home: Path, name: str, share: Share = WHOLE) -> "StateReplica":
+        """The replica `name` of the node's state under a MANTA_HOME, or of a share of it."""
+        paths = layout.StatePaths.of(home).shard(share.shard)
+        return cls(paths.databases, paths.replicas / name, paths.position, share)
 
     # --- following
 
@@ -120,8 +130,11 @@ class StateReplica:
         if self._mark is None:
             self._mark = hold(self._own_path)
         own_path = self._own_path / f"{generation:08d}-{self._opened}"
+        database = layout.database(self._databases, generation)
         try:
-            return _View(layout.database(self._databases, generation), own_path, opened)
+            view = _View(database, own_path, opened)
+            self._share.require(view.share(), database)
+            return view
         except Exception:  # rocksdict raises bare exceptions
             shutil.rmtree(own_path, ignore_errors=True)
             raise
@@ -149,6 +162,14 @@ class StateReplica:
         names = [user_key(name) if kind == "user" else session_key(name) for kind, name in keys]
         since = self._position.since if self._position else None
         return [read(record, since) for record in self._get(self._opened_view().histories, names)]
+
+    def look(self, keys: Sequence[bytes]) -> list[Found]:
+        """What a shard has of users and sessions (`app.state.joining`)."""
+        view = self._opened_view()
+        try:
+            return look(view.histories, view.links, keys)
+        except Exception as error:  # rocksdict raises bare exceptions
+            raise StateUnavailable(f"the state cannot be read: {error}") from None
 
     def user_columns(self, user_ids: Sequence[str]) -> list[dict[str, Any] | None]:
         """Columns of each user; None: unknown."""
@@ -189,6 +210,10 @@ class StateReplica:
         """The watermark, milliseconds; 0 without events."""
         return self._position.watermark if self._position else 0
 
+    def since(self) -> int | None:
+        """Earliest event time that counts as of the watermark, milliseconds; None: all count."""
+        return self._position.since if self._position else None
+
     def lag(self) -> int:
         """Messages in the log that the writer has not applied, as of the last second; -1: it cannot tell."""
         return self._position.lag if self._position else -1
@@ -200,6 +225,13 @@ class StateReplica:
     def shortage(self) -> Shortage | None:
         """Why the writer applies nothing; None: it does, or none was ever seen."""
         return self._position.shortage if self._position else None
+
+    def stopped(self) -> str | None:
+        """Why the database is not written, in one line; None: it is, as far as the disk says."""
+        try:
+            return self._position_path.with_name("stopped").read_text()
+        except OSError:
+            return None
 
     def disk(self) -> tuple[int, int]:
         """(bytes free, bytes of the state) on the node's disk, as of the last seconds."""

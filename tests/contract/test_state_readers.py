@@ -1,17 +1,22 @@
-"""One suite for every state reader: memory, and a RocksDB secondary behind the writer's store."""
+"""One suite for every state reader: memory, a RocksDB secondary behind the writer's store, shards here and elsewhere."""
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from app.errors import StateUnavailable
 from app.settings import Settings
 from app.state.batch import Batch, StateEvent
+from app.state.layout import StatePaths, database
 from app.state.memory import MemoryState
 from app.state.position import Position
-from app.state.reader import EMPTY_HISTORY, StateReader
+from app.state.reader import EMPTY_HISTORY, Kind, StateReader, UserHistory
 from app.state.replica import StateReplica
+from app.state.sharded import Looked, ShardedState
+from app.state.shares import shard_of, shares
 from app.state.store import StateStore
 
 NAN = float("nan")
@@ -42,7 +47,7 @@ def events(*found: StateEvent) -> Batch:
     return Batch(events=found, offsets=offsets)
 
 
-@pytest.fixture(params=["memory", "rocksdb"])
+@pytest.fixture(params=["memory", "rocksdb", "shards", "owners"])
 def state(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[StateReader, Apply]]:
     with opened(request.param, {"max_history": 5}, tmp_path) as found:
         yield found
@@ -55,6 +60,10 @@ def opened(kind: str, section: dict[str, object], tmp_path: Path) -> Iterator[tu
     if kind == "memory":
         memory = MemoryState(settings)
         yield memory, memory.apply
+        return
+    if kind in ("shards", "owners"):
+        with sharded(settings, tmp_path, range(3) if kind == "shards" else [1]) as found:
+            yield found
         return
     store = StateStore(tmp_path / "db" / "00000000", settings)
     position = Position.create(tmp_path / "position")
@@ -69,6 +78,112 @@ def opened(kind: str, section: dict[str, object], tmp_path: Path) -> Iterator[tu
     yield replica, apply
     replica.close()
     store.close()
+
+
+class Stores:
+    """Owners of shards, in this process; those that are down say so."""
+
+    def __init__(self, stores: Mapping[int, StateStore]) -> None:
+        self._stores, self.down, self.asked = stores, set[int](), list[tuple[int, int]]()
+
+    async def look(self, shard: int, keys: Sequence[bytes], /) -> Looked:
+        self.asked.append((shard, len(keys)))
+        if shard in self.down:
+            raise StateUnavailable(f"shard {shard}: down")
+        store = self._stores[shard]
+        published = store.published()
+        return Looked(store.look(keys), published.watermark, published.since, published.offsets.get("events", {}))
+
+
+class Asking(ShardedState):
+    """Asks owners where the others read at once."""
+
+    def histories(self, keys: Sequence[tuple[Kind, str]]) -> list[UserHistory]:
+        async def ask() -> list[UserHistory]:
+            for number in {0, 1, 2} - self.here:  # as a gateway does now and then, for their watermarks
+                await self.hear(number, 5.0)
+            return (await self.gather(keys, 5.0)).histories(keys)
+
+        return asyncio.run(ask())
+
+    def merged_into(self, session_id: str) -> str | None:
+        return asyncio.run(self.merged_anywhere(session_id, 5.0))
+
+    def applied(self, topic: str, partition: int) -> int:
+        number = self.shard_of_partition(partition)
+        if topic != "events" or number in self.here:
+            return super().applied(topic, partition)
+        return asyncio.run(self.hear(number, 5.0))[partition]
+
+    def as_of(self) -> int:
+        self.histories([])
+        return super().as_of()
+
+
+@contextmanager
+def sharded(settings: Settings, home: Path, here: Collection[int]) -> Iterator[tuple[ShardedState, Apply]]:
+    """Three shards, each with what is its own; some on this node, the others with their owners."""
+    section = settings.state.model_copy(update={"placement": "sharded", "shards": 3})
+    writers = {}
+    for share in shares(section):
+        paths = StatePaths.of(home).shard(share.shard)
+        store = StateStore(database(paths.databases, 0), settings, share=share)
+        writers[share] = (store, Position.create(paths.position))
+    owners = Stores({share.shard: store for share, (store, _) in writers.items()})
+    reader = (ShardedState if len(here) == 3 else Asking)(home, "reader", section, owners)
+    reader.keep(here)
+
+    def apply(batch: Batch) -> None:
+        for share, (store, position) in writers.items():
+            items, users = ((), ()) if share.is_shard else (batch.items, batch.users)
+            events = share.taken(batch.events) if share.is_shard else []
+            offsets = {place: offset for place, offset in batch.offsets.items() if share.reads(*place)}
+            position.publish(store.apply(Batch(events, items, users, offsets)))
+        assert reader.behind()
+        reader.catch_up()
+        assert not reader.behind()
+        assert reader.failing() == {}
+
+    yield reader, apply
+    reader.close()
+    for store, _ in writers.values():
+        store.close()
+
+
+def test_an_owner_that_is_down_fails_those_alone_who_need_it_and_is_asked_once(tmp_path: Path) -> None:
+    settings = Settings()
+    names = {name: shard_of(name, 3) for name in "abcdefghij"}
+    by_shard = {number: [name for name in names if names[name] == number] for number in range(3)}
+    (far, also), near, third = by_shard[0][:2], by_shard[1][0], by_shard[2][0]
+    with sharded(settings, tmp_path, [1]) as (reader, apply):
+        owners = reader.owners
+        assert isinstance(owners, Stores)
+        apply(
+            events(
+                event(0, "x", user=far),
+                event(1, "y", user=near, partition=1),
+                event(2, "z", user=None, session=third, time=1),
+            )
+        )
+        apply(events(event(3, None, user=near, session=third, kind="merge", time=5)))
+        keys: list[tuple[Kind, str]] = [("user", far), ("user", near), ("user", also), ("session", third)]
+
+        async def look() -> list[tuple[str, ...] | str]:
+            found = await reader.gather(keys, 5.0)
+            shown: list[tuple[str, ...] | str] = []
+            for key in keys:
+                try:
+                    shown.append(found.histories([key])[0].item_ids)
+                except StateUnavailable as error:
+                    shown.append(str(error))
+            return shown
+
+        assert asyncio.run(look()) == [("x",), ("z", "y"), (), ("z",)]
+        assert sorted(owners.asked) == [(0, 2), (2, 1)]
+        owners.down = {2}
+        assert asyncio.run(look()) == [("x",), "shard 2: down", (), "shard 2: down"]
+        owners.down = {0}
+        assert asyncio.run(look()) == ["shard 0: down", ("z", "y"), "shard 0: down", ("z",)]
 
 
 def items_of(reader: StateReader, kind: str, name: str) -> tuple[str, ...]:
@@ -169,7 +284,18 @@ def test_user_columns_are_put_and_forgotten(state: tuple[StateReader, Apply]) ->
     assert reader.user_columns(["u"]) == [None]
 
 
-@pytest.mark.parametrize("kind", ["memory", "rocksdb"])
+def test_of_two_merges_at_one_time_the_lesser_user_holds(state: tuple[StateReader, Apply]) -> None:
+    """Not the copy in the lower partition: shards see different copies."""
+    reader, apply = state
+    apply(events(event(0, "x", user=None, session="s", partition=1)))
+    apply(events(event(0, None, user="b", session="s", kind="merge", time=5)))
+    apply(events(event(0, None, user="a", session="s", kind="merge", time=5, partition=2)))
+    assert items_of(reader, "user", "a") == ("x",)
+    assert items_of(reader, "user", "b") == ()
+    assert reader.merged_into("s") == "a"
+
+
+@pytest.mark.parametrize("kind", ["memory", "rocksdb", "shards", "owners"])
 def test_an_entry_expires_when_the_watermark_leaves_it_behind(kind: str, tmp_path: Path) -> None:
     with opened(kind, {"ttl_days": 2.0}, tmp_path) as (reader, apply):
         apply(events(event(0, "old", time=1), event(1, "new", time=DAY), event(2, "merged", user=None, session="s")))

@@ -217,13 +217,14 @@ def rebuild(json_: show.JsonFlag = False) -> None:
 @state_commands.command(epilog="Example: manta state checkpoint")
 def checkpoint(json_: show.JsonFlag = False) -> None:
     """Copies this node's state to `state.checkpoints`, beside a running writer or without one."""
-    from app.state.checkpoint import write_checkpoint
+    from app.state.checkpoint import write_checkpoints
 
     session = open_session()
-    report = asdict(write_checkpoint(session.settings, session.home))
+    reports = [asdict(one) for one in write_checkpoints(session.settings, session.home)]
     if json_:
-        show.as_json(report)
-    else:
+        show.as_json(reports[0] if len(reports) == 1 else reports)
+        return
+    for report in reports:
         show.facts(report)
 
 

@@ -116,10 +116,10 @@ def users_show(
     json_: show.JsonFlag = False,
 ) -> None:
     """A user's columns and history, as the state on this machine holds them."""
-    from app.state.replica import StateReplica
+    from app.state.sharded import open_reader
 
     session = open_session()
-    replica = StateReplica.of_home(session.home, f"cli-{os.getpid()}")
+    replica = open_reader(session.home, f"cli-{os.getpid()}", session.settings.state)
     try:
         replica.catch_up()
         history = replica.histories([("user", user)])[0]

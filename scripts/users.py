@@ -125,11 +125,11 @@ def _known(session: Session, user_id: str) -> Document | None:
 def _in_the_state(session: Session, user_id: str) -> "tuple[UserHistory, dict[str, Any] | None]":
     """As the writer of this node shows it, or without one as the database has it."""
     from app.state.erasures import StatesHere
-    from app.state.replica import StateReplica
+    from app.state.sharded import open_reader
 
     if running(session.home) is None:
         return StatesHere(session.settings, session.home).shown(user_id)
-    reader = StateReplica.of_home(session.home, f"show-{os.getpid()}")
+    reader = open_reader(session.home, f"show-{os.getpid()}", session.settings.state)
     try:
         reader.catch_up()
         return reader.histories([("user", user_id)])[0], reader.user_columns([user_id])[0]

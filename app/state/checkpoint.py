@@ -22,9 +22,11 @@ from app.errors import MantaError, StateUnavailable
 from app.settings import Settings
 from app.state.layout import FORMAT, StatePaths, current_generation, database
 from app.state.room import is_held_by_another
+from app.state.shares import Share, node_share, shares
 from app.state.store import StateStore
 
 MANIFEST = "checkpoint.json"
+SHARD = "shard-"  # folders of shards begin so, among those of every node's own database
 _PATIENCE_S = 60.0
 _STAMP, _NAME = "%Y%m%dT%H%M%S", re.compile(r"\d{8}T\d{6}-[0-9a-f]{6}")
 _UNFINISHED = timedelta(days=1)
@@ -70,17 +72,35 @@ def checkpoints_place(settings: Settings, home: Path) -> str:
     return settings.state.checkpoints or str(home / "checkpoints")
 
 
-def write_checkpoint(settings: Settings, home: Path) -> CheckpointReport:
+def place_of(place: str, share: Share) -> str:
+    """Where among the checkpoints those of a share are."""
+    return f"{place.rstrip('/')}/{SHARD}{share.shard}-of-{share.of}" if share.is_shard else place
+
+
+def write_checkpoints(settings: Settings, home: Path) -> list[CheckpointReport]:
+    """Checkpoints of all databases of the state that are on this node, each as `write_checkpoint`."""
+    here = [
+        share
+        for share in shares(settings.state)
+        if not share.is_shard or StatePaths.of(home).shard(share.shard).databases.exists()
+    ]
+    return [write_checkpoint(settings, home, share) for share in here]
+
+
+def write_checkpoint(settings: Settings, home: Path, share: Share | None = None) -> CheckpointReport:
     """Makes a checkpoint of this node's state, by its running writer or without one, and copies it to the store.
+
+    `share`: None: what is every node's.
 
     Raises:
         StateUnavailable: there is no state, or the writer made no checkpoint.
         MantaError: the store cannot be written.
     """
-    started, paths = time.monotonic(), StatePaths.of(home)
+    share = node_share(settings.state) if share is None else share
+    started, paths = time.monotonic(), StatePaths.of(home).shard(share.shard)
     shutil.rmtree(paths.checkpoint, ignore_errors=True)
-    _make(settings, paths)
-    place = checkpoints_place(settings, home)
+    _make(settings, paths, share)
+    place = place_of(checkpoints_place(settings, home), share)
     name = f"{datetime.now(UTC):{_STAMP}}-{secrets.token_hex(3)}"
     try:
         store = Place.of(place)
@@ -130,13 +150,13 @@ def _broken_off(folders: Sequence[str], whole: Collection[str]) -> list[str]:
     return [name for name in folders if name not in whole and _NAME.fullmatch(name) and name < latest]
 
 
-def _make(settings: Settings, paths: StatePaths) -> None:
+def _make(settings: Settings, paths: StatePaths, share: Share) -> None:
     generation = current_generation(paths.databases)
     path = database(paths.databases, generation)
     if not path.exists():
         raise StateUnavailable(f"found no state in {paths.root}: nothing has been applied on this node yet")
     try:
-        store = StateStore(path, settings, generation=generation)
+        store = StateStore(path, settings, generation=generation, share=share)
     except StateUnavailable as error:
         if not is_held_by_another(error):
             raise

@@ -4,7 +4,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -17,12 +17,14 @@ from app.events.schema import EVENTS, MERGE
 from app.settings import Settings
 from app.state.batch import session_key, user_key
 from app.state.erasing import Who
-from app.state.feed import StateFeed
+from app.state.feed import feed_of
+from app.state.joining import Found, joined, one_of
 from app.state.layout import StatePaths, current_generation, database, open_primary, remove_older
 from app.state.messages import to_batch
 from app.state.position import Position
 from app.state.reader import EMPTY_HISTORY, UserHistory
 from app.state.room import is_held_by_another
+from app.state.shares import Share, node_share, shard, shares
 from app.state.store import StateStore
 
 _AGAIN_S = 1.0
@@ -34,7 +36,7 @@ Work = Callable[[StateStore], Any]
 
 
 class NodeErasures:
-    """What the writer of a node leaves out and takes out. `begin` and `serve` are its thread's, the rest anybody's."""
+    """What the writer of a database leaves out and takes out. `begin`, `serve`: for its thread; the rest for any."""
 
     def __init__(self, settings: Settings, home: Path) -> None:
         self._settings, self._home = settings, home
@@ -121,7 +123,7 @@ def erase_here(store: StateStore, home: Path, subject: Subject) -> None:
     Raises:
         StateUnavailable: a rebuild is running, which may have read what goes now: later.
     """
-    databases = StatePaths.of(home).databases
+    databases = StatePaths.of(home).shard(store.share.shard).databases
     _remove_halves(databases)
     remove_older(databases)
     boundary = [subject.boundary]
@@ -149,37 +151,71 @@ class StatesHere:
             apply_up_to(self._settings, store, subject.ends, erased)
             return store.known(subject.user_id)
 
-        if not self._has_state():
+        if not self._whole():
             return Known(_merged_in_the_lake(self._settings, self._home, subject), True)
-        found: Known = self._with_store(look)
-        return found
+        return known_together(self._with_stores(look))
 
     def erase(self, subject: Subject) -> list[PlaceReport]:
         """As `app.erasure.places.Place.clear`."""
-        if self._has_state():
-            self._with_store(lambda store: erase_here(store, self._home, subject))
+        if self._with_stores(lambda store: erase_here(store, self._home, subject)):
             return [cleared("state")]
         return [cleared("state", "there is none")]
 
     def shown(self, user_id: str) -> tuple[UserHistory, dict[str, Any] | None]:
-        """A user's history and columns, as this node has them."""
-        if not self._has_state():
-            return EMPTY_HISTORY, None
-        found: tuple[UserHistory, dict[str, Any] | None] = self._with_store(lambda store: store.shown(user_id))
-        return found
+        """A user's history and columns, as this node has them.
 
-    def _has_state(self) -> bool:
-        databases = StatePaths.of(self._home).databases
+        Raises:
+            StateUnavailable: a shard that the history needs is not here.
+        """
+        section, columns = self._settings.state, None
+        if self._has(node_share(section)):
+            history, columns = self._with_store(node_share(section), lambda store: store.shown(user_id))
+            if section.placement == "node":
+                return history, columns
+        if not any(self._has(share) for share in shares(section) if share.is_shard):
+            return EMPTY_HISTORY, columns
+        sinces: list[int] = []
+
+        def look(number: int, keys: Sequence[bytes]) -> Sequence[Found] | StateUnavailable:
+            def work(store: StateStore) -> Sequence[Found]:
+                sinces.append(store.published().since or 0)
+                return store.look(keys)
+
+            found: Sequence[Found] | StateUnavailable = StateUnavailable(f"shard {number}: found no database here")
+            return (
+                self._with_store(shard(number, section.shards), work)
+                if self._has(shard(number, section.shards))
+                else found
+            )
+
+        join = joined([("user", user_id)], section, look)
+        return one_of(join.histories(max(sinces, default=0) or None)[0]), columns
+
+    def _whole(self) -> bool:
+        """Whether all of the state is here, so that it knows of all merges."""
+        return all(self._has(share) for share in shares(self._settings.state))
+
+    def _has(self, share: Share) -> bool:
+        databases = StatePaths.of(self._home).shard(share.shard).databases
         return database(databases, current_generation(databases)).exists()
 
-    def _with_store(self, work: Work) -> Any:
-        databases = StatePaths.of(self._home).databases
+    def _with_stores(self, work: Callable[[StateStore], Any]) -> list[Any]:
+        """What the work says of each database that is here."""
+        return [self._with_store(share, work) for share in shares(self._settings.state) if self._has(share)]
+
+    def _with_store(self, share: Share, work: Work) -> Any:
+        databases = StatePaths.of(self._home).shard(share.shard).databases
         generation = current_generation(databases)
-        store = StateStore(database(databases, generation), self._settings, generation=generation)
+        store = StateStore(database(databases, generation), self._settings, generation=generation, share=share)
         try:
             return work(store)
         finally:
             store.close()
+
+
+def known_together(found: Sequence[Known]) -> Known:
+    """What several databases know of a user."""
+    return Known(tuple(sorted({name for one in found for name in one.sessions})), any(one.columns for one in found))
 
 
 def _merged_in_the_lake(settings: Settings, home: Path, subject: Subject) -> tuple[str, ...]:
@@ -217,10 +253,11 @@ def apply_up_to(settings: Settings, store: StateStore, ends: Mapping[str, TopicE
     Raises:
         StateUnavailable: the broker brings nothing any more.
     """
-    feed, moved = StateFeed(settings.kafka, store.offsets(), store.topic_ids), time.monotonic()
+    feed, moved = feed_of(settings.kafka, store), time.monotonic()
     try:
         while _store_behind(store, ends) is not None:
             if read := feed.poll(0.1, settings.state.batch_events):
+                store.require_partitions(feed.partitions.get(EVENTS, 0))
                 store.apply(to_batch(read, settings.events, erased, feed.topic_ids))
                 moved = time.monotonic()
             elif (feed.connected and not any(feed.lag().values())) or time.monotonic() - moved > _STALLED_S:
@@ -239,7 +276,10 @@ def _require_applied(store: StateStore, ends: Mapping[str, TopicEnd]) -> None:
 
 
 def _store_behind(store: StateStore, ends: Mapping[str, TopicEnd]) -> tuple[int, int, int] | None:
-    return _behind(ends.get(EVENTS), store.topic_ids.get(EVENTS), store.offsets().get(EVENTS, {}))
+    end = ends.get(EVENTS)
+    if end is not None:
+        end = TopicEnd(end.topic_id, {part: at for part, at in end.next.items() if store.share.reads(EVENTS, part)})
+    return _behind(end, store.topic_ids.get(EVENTS), store.offsets().get(EVENTS, {}))
 
 
 def _behind(end: TopicEnd | None, topic_id: str | None, done: Mapping[int, int]) -> tuple[int, int, int] | None:

@@ -1,9 +1,9 @@
 """Topics as a writer reads them: by assign and seek from its own offsets, through outages and gaps."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -16,6 +16,7 @@ from app.events.schema import EVENTS, ITEMS, USERS
 from app.events.topics import bounds
 from app.settings import KafkaSettings
 from app.state.arrivals import Arrivals
+from app.state.store import StateStore
 
 TOPICS = (EVENTS, ITEMS, USERS)
 _REFRESH_S = 5.0  # how soon a new partition is noticed
@@ -58,12 +59,17 @@ class StateFeed:
         *,
         topics: Sequence[str] = TOPICS,
         group: str = "manta-state",
+        reads: Callable[[str, int], bool] = lambda _, __: True,
     ) -> None:
         """Takes the next offset of each partition that is known, and the ids of the topics they belong to.
 
-        `group`: the name that monitoring sees; nothing is balanced over it.
+        Args:
+            group: the name that monitoring sees; nothing is balanced over it.
+            reads: whether a partition of a topic is read.
         """
-        self._settings, self._topics = settings, tuple(topics)
+        self._settings, self._topics, self._reads = settings, tuple(topics), reads
+        self.partitions: dict[str, int] = {}  # how many each topic has, those that are not read too
+        self._there: set[Place] = set()
         self._next = {(topic, p): offset for topic, parts in offsets.items() for p, offset in parts.items()}
         self._moved = Read()
         self.topic_ids = topic_ids
@@ -97,7 +103,7 @@ class StateFeed:
 
     def poll(self, timeout_s: float, limit: int) -> Read:
         """Up to `limit` messages; waits `timeout_s` for the first. Nothing while the broker is away."""
-        refresh_s = _REFRESH_S if len({topic for topic, _ in self._assigned}) == len(self._topics) else _MISSING_S
+        refresh_s = _REFRESH_S if len({topic for topic, _ in self._there}) == len(self._topics) else _MISSING_S
         if not self._suspect and monotonic() - self._looked > refresh_s:
             self._look_for_partitions()
         if self._suspect:
@@ -173,7 +179,7 @@ class StateFeed:
         there = {
             (topic, partition) for topic in self._topics if topic in topics for partition in topics[topic].partitions
         }
-        self._suspect = self._suspect or there != self._assigned
+        self._suspect = self._suspect or there != self._there
 
     def _compare(self, timeout_s: float) -> None:
         """Asks what the log holds, in a thread of its own; once answered, reads on from where that is possible."""
@@ -189,6 +195,9 @@ class StateFeed:
             self._answer, self.error = None, str(error)
             return
         self._answer, self._looked = None, monotonic()
+        self._there = {(topic, partition) for topic in self._topics for partition in held[topic].end}
+        self.partitions = {topic: len(held[topic].end) for topic in self._topics}
+        held = {topic: self._read_of(held[topic]) for topic in self._topics}
         for topic in self._topics:
             self._compare_topic(held[topic])
         self._ends = {(topic, partition): end for topic in self._topics for partition, end in held[topic].end.items()}
@@ -197,6 +206,14 @@ class StateFeed:
         if self._doze is not None:
             self._doze.assigned(self._assigned)
         self._suspect, self.error = False, None
+
+    def _read_of(self, held: TopicBounds) -> TopicBounds:
+        """A topic as if it had only the partitions that are read."""
+        first, end = (
+            {partition: at for partition, at in places.items() if self._reads(held.topic, partition)}
+            for places in (held.first, held.end)
+        )
+        return replace(held, first=first, end=end)
 
     def _compare_topic(self, held: TopicBounds) -> None:
         """Moves offsets that the log does not hold."""
@@ -227,3 +244,9 @@ class StateFeed:
         jumps = self._moved.jumps
         jumps[kind] = jumps.get(kind, 0) + abs(wanted - now)
         self._next[place] = self._moved.offsets[place] = now
+
+
+def feed_of(settings: KafkaSettings, store: StateStore) -> StateFeed:
+    """What a database is written from, from where it stands."""
+    share = store.share
+    return StateFeed(settings, store.offsets(), store.topic_ids, topics=share.topics, reads=share.reads)

@@ -4,12 +4,14 @@ A user's shard knows which sessions any merge names with the user, a session's s
 history takes one look into the user's shard, and for users with merges one more into the sessions' shards.
 """
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from rocksdict import Rdict
 
 from app.errors import StateUnavailable
+from app.settings import StateSettings
 from app.state import layout
 from app.state.batch import session_key, user_key
 from app.state.candidates import candidates_key, places_of
@@ -99,3 +101,25 @@ class Join:
             if since is None or link.time >= since * 1000:  # else all that it would bring has expired
                 parts.append((theirs.record, link))
         return read(fold_view(mine.record, parts, self._max_history) if parts else mine.record, since)
+
+
+def joined(
+    keys: Sequence[tuple[Kind, str]],
+    settings: StateSettings,
+    look_into: Callable[[int, Sequence[bytes]], Sequence[Found] | StateUnavailable],
+) -> Join:
+    """A join whose looks, each into one shard, are taken at once."""
+    join = Join(keys, settings.shards, settings.max_history)
+    steps = join.steps()
+    with contextlib.suppress(StopIteration):
+        wanted = next(steps)
+        while True:
+            wanted = steps.send({number: look_into(number, names) for number, names in wanted.items()})
+    return join
+
+
+def one_of(history: UserHistory | StateUnavailable) -> UserHistory:
+    """The history; raises why it cannot be had."""
+    if isinstance(history, StateUnavailable):
+        raise history
+    return history

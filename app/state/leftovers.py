@@ -10,13 +10,13 @@ from app.state.layout import StatePaths, current_generation
 _DAY_S = 86_400.0
 
 
-def remove_leftovers(home: Path) -> list[str]:
-    """Removes what is left; what it was.
+def remove_leftovers(home: Path, shard: int = -1) -> list[str]:
+    """Removes what is left of the node's state, or of one of its shards; what it was.
 
     Folders of readers and gateways that are dead, at once. Half a database of a rebuild, half a restored checkpoint
     and a checkpoint that nobody fetched, once they have not changed for a day.
     """
-    paths = StatePaths.of(home)
+    paths = StatePaths.of(home).shard(shard)
     removed = [
         f"{parent.name}/{name}"
         for parent in (paths.replicas, home / "stats" / "replicas", home / "cache")

@@ -119,6 +119,10 @@ class Position:
         """
         self._words[_ANEW] += 1
 
+    def hide(self) -> None:
+        """Shows nothing any more until the next publication: readers are told that there is no state."""
+        self._words[_MOVES] = 0
+
     def beat(self, lag: int | None = None) -> None:
         """Says that the writer is alive, and how many messages it knows of that are not applied (-1: unknown)."""
         self._words[_HEARTBEAT] = time.time_ns() // 1_000_000

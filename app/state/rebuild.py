@@ -5,14 +5,14 @@ The database in use is never touched: the new one grows in a folder of its own w
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 
 from app.erasure.erased import Erased, load_erased
-from app.errors import MantaError, StateUnavailable
+from app.errors import MantaError
 from app.events.schema import EVENTS, ITEMS, USERS
 from app.events.topics import bounds
 from app.lake.scan import pieces
@@ -20,10 +20,11 @@ from app.lake.snapshot import Snapshot, snapshot
 from app.lake.tables import Lake
 from app.settings import Settings
 from app.state.batch import Batch
-from app.state.feed import TOPICS, StateFeed
-from app.state.layout import StatePaths, choose_generation, current_generation, database
+from app.state.feed import TOPICS, feed_of
+from app.state.layout import StatePaths, choose_generation, current_generation, database, open_primary
 from app.state.messages import events_of, to_batch
-from app.state.room import Room, is_out_of_space
+from app.state.room import Room, is_held_by_another, is_out_of_space
+from app.state.shares import Share, shares
 from app.state.store import StateStore
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
@@ -83,11 +84,8 @@ def rebuild(settings: Settings, home: Path, lake: Lake, progress: Progress | Non
     Raises:
         MantaError: another rebuild is running, the broker or the lake cannot be read, or the disk has no room.
     """
-    started, databases = time.monotonic(), StatePaths.of(home).databases
-    generation = current_generation(databases) + 1
-    report = RebuildReport(generation)
-    store = _fresh(database(databases, generation), settings, generation)
-    room = Room(home, settings.state.min_free_bytes)
+    started, room, stores = time.monotonic(), Room(home, settings.state.min_free_bytes), list[StateStore]()
+    report = RebuildReport(current_generation(StatePaths.of(home).databases) + 1)
 
     def say(what: str, done: int, total: int) -> None:
         if (shortage := room.shortage()) is not None:
@@ -96,48 +94,75 @@ def rebuild(settings: Settings, home: Path, lake: Lake, progress: Progress | Non
             progress(what, done, total)
 
     try:
-        # After the database is held: an erasure waits for this to be over, or is known here
+        stores += (_fresh(home, settings, share) for share in shares(settings.state))
+        # After the databases are held: an erasure waits for this to be over, or is known here
         erased = load_erased(settings, home)
-        _take_events(snapshot(lake, EVENTS), erased, store, report, say)
-        report.items = _take_entities(snapshot(lake, ITEMS), erased, store, say)
-        report.users = _take_entities(snapshot(lake, USERS), erased, store, say)
-        _follow(settings, erased, store, report, say)
-        store.flush()
+        _take_events(snapshot(lake, EVENTS), erased, stores, report, say)
+        report.items = _take_entities(snapshot(lake, ITEMS), erased, stores, say)
+        report.users = _take_entities(snapshot(lake, USERS), erased, stores, say)
+        for store in stores:
+            _follow(settings, erased, store, report, say)
+            store.flush()
     except BaseException as error:
-        store.close()
-        shutil.rmtree(store.path, ignore_errors=True)
+        for store in stores:
+            store.close()
+            shutil.rmtree(store.path, ignore_errors=True)
         if is_out_of_space(error) and not isinstance(error, MantaError):
             raise MantaError(f"{_NO_ROOM}: {error}") from None
         raise
-    store.close()
-    choose_generation(databases, generation)
+    for store in stores:
+        store.close()
+        choose_generation(store.path.parent, store.generation)
+    _remove_shards(home, settings)
     report.seconds = time.monotonic() - started
     return report
 
 
-def _fresh(path: Path, settings: Settings, generation: int) -> StateStore:
+def _fresh(home: Path, settings: Settings, share: Share) -> StateStore:
     """An empty database where an interrupted rebuild may have left half of one."""
+    databases = StatePaths.of(home).shard(share.shard).databases
+    generation = current_generation(databases) + 1
+    path = database(databases, generation)
     try:
-        StateStore(path, settings, generation=generation).close()
-    except StateUnavailable as error:
+        open_primary(path).close()
+    except Exception as error:  # rocksdict raises bare exceptions
         raise MantaError(f"another `manta state rebuild` is running: {error}") from None
     shutil.rmtree(path)
-    return StateStore(path, settings, generation=generation)
+    return StateStore(path, settings, generation=generation, share=share)
 
 
-def _take_events(events: Snapshot, erased: Erased, store: StateStore, report: RebuildReport, say: Progress) -> None:
-    total = events.rows
+def _remove_shards(home: Path, settings: Settings) -> None:
+    """Removes shards that there are no more, unless somebody still writes them."""
+    wanted = {share.shard for share in shares(settings.state)}
+    for folder in StatePaths.of(home).shards.glob("[0-9]*"):
+        if not folder.name.isdigit() or int(folder.name) in wanted:
+            continue
+        paths = StatePaths(folder)
+        try:
+            open_primary(database(paths.databases, current_generation(paths.databases))).close()
+        except Exception as error:  # rocksdict raises bare exceptions
+            if is_held_by_another(error):
+                continue
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _take_events(
+    events: Snapshot, erased: Erased, stores: Sequence[StateStore], report: RebuildReport, say: Progress
+) -> None:
+    total, takers = events.rows, [store for store in stores if EVENTS in store.share.topics]
     for table in _batches(events, _EVENT_FIELDS):
         report.events += len(table)
-        table = _about_others(table, EVENTS, erased)
-        store.apply(Batch(events=events_of(table)))
+        found = events_of(_about_others(table, EVENTS, erased))
+        for store in takers:
+            store.apply(Batch(events=store.share.taken(found)))
         say("events from the lake", report.events, total)
-    _take_offsets(events, store)
+    _take_offsets(events, takers)
 
 
-def _take_entities(entities: Snapshot, erased: Erased, store: StateStore, say: Progress) -> int:
+def _take_entities(entities: Snapshot, erased: Erased, stores: Sequence[StateStore], say: Progress) -> int:
     """Items or users; a withdrawn item comes with the columns that it had."""
     done, total = 0, entities.rows
+    (store,) = (store for store in stores if entities.table in store.share.topics)
     shown = ["item_id" if entities.table == ITEMS else "user_id", "available", "columns"]
     for table in _batches(entities, (*shown, *_PLACE)):
         found: list[tuple[str, bytes | None]] = []
@@ -151,7 +176,7 @@ def _take_entities(entities: Snapshot, erased: Erased, store: StateStore, say: P
                 found.append((name, None))
         store.apply(Batch(items=found) if entities.table == ITEMS else Batch(users=found))
         say(f"{entities.table} from the lake", done, total)
-    _take_offsets(entities, store)
+    _take_offsets(entities, [store])
     return done
 
 
@@ -161,11 +186,14 @@ def _about_others(table: pa.Table, topic: str, erased: Erased) -> pa.Table:
     return table.filter(pa.array(~gone)) if gone.any() else table
 
 
-def _take_offsets(source: Snapshot, store: StateStore) -> None:
+def _take_offsets(source: Snapshot, stores: Sequence[StateStore]) -> None:
     held = source.progress.topics.get(source.table)
-    if held is not None:
+    if held is None:
+        return
+    for store in stores:
         store.topic_ids[source.table] = held.topic_id
-        store.apply(Batch(offsets={(source.table, partition): offset for partition, offset in held.next.items()}))
+        places = {(source.table, partition): offset for partition, offset in held.next.items()}
+        store.apply(Batch(offsets={place: offset for place, offset in places.items() if store.share.reads(*place)}))
 
 
 def _batches(source: Snapshot, names: tuple[str, ...]) -> Iterator[pa.Table]:
@@ -185,13 +213,15 @@ def _follow(settings: Settings, erased: Erased, store: StateStore, report: Rebui
         (topic, partition): end
         for topic, held in bounds(settings.kafka, TOPICS).items()
         for partition, end in held.end.items()
+        if store.share.reads(topic, partition)
     }
-    feed = StateFeed(settings.kafka, store.offsets(), store.topic_ids)
+    feed = feed_of(settings.kafka, store)
     first, moved = _missing(ends, store), time.monotonic()
     try:
         while (left := _missing(ends, store)) and time.monotonic() - moved < _STALLED_S:
             if read := feed.poll(0.1, settings.state.batch_events):
                 moved = time.monotonic()
+                store.require_partitions(feed.partitions.get(EVENTS, 0))
                 batch = to_batch(read, settings.events, erased, feed.topic_ids)
                 store.apply(batch)
                 report.followed += len(batch)
@@ -202,7 +232,8 @@ def _follow(settings: Settings, erased: Erased, store: StateStore, report: Rebui
         feed.close()
     if _missing(ends, store) and not feed.connected:
         raise MantaError(f"state rebuild: Kafka stopped answering: {feed.error}")
-    report.jumps = dict(store.totals.jumps)
+    for kind, offsets in store.totals.jumps.items():
+        report.jumps[kind] = report.jumps.get(kind, 0) + offsets
 
 
 def _missing(ends: dict[tuple[str, int], int], store: StateStore) -> int:

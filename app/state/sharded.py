@@ -11,7 +11,8 @@ from app.errors import StateUnavailable
 from app.events.schema import EVENTS
 from app.settings import StateSettings
 from app.state.batch import session_key
-from app.state.joining import Found, Join, Joined, Wanted
+from app.state.joining import Found, Join, Wanted, joined, one_of
+from app.state.layout import StatePaths
 from app.state.merging import Link
 from app.state.reader import ItemChange, Kind, StateReader, UserHistory
 from app.state.replica import StateReplica
@@ -152,29 +153,20 @@ class ShardedState:
 
     # --- histories
 
-    def _join(self, keys: Sequence[Key]) -> Join:
-        return Join(keys, self._settings.shards, self._settings.max_history)
-
     def histories(self, keys: Sequence[Key]) -> list[UserHistory]:
         """One history a key.
 
         Raises:
             StateUnavailable: one of them needs a shard that is not here or cannot be read; `gather` asks its owner.
         """
-        join = self._join(keys)
-        steps = join.steps()
-        with contextlib.suppress(StopIteration):
-            wanted = next(steps)
-            while True:
-                wanted = steps.send({number: self._look(number, names) for number, names in wanted.items()})
-        return _all_of(join.histories(self._since()))
+        return [one_of(one) for one in joined(keys, self._settings, self._look).histories(self._since())]
 
     async def gather(self, keys: Sequence[Key], timeout_s: float) -> StateReader:
         """The state with the histories of these keys, each shard of another node asked once for all of them.
 
         A history that cannot be had raises StateUnavailable when it is read, and only for whoever reads it.
         """
-        join = self._join(keys)
+        join = Join(keys, self._settings.shards, self._settings.max_history)
         steps, until = join.steps(), time.monotonic() + timeout_s
         with contextlib.suppress(StopIteration):
             wanted = next(steps)
@@ -301,19 +293,10 @@ class Gathered:
 
     def histories(self, keys: Sequence[Key]) -> list[UserHistory]:
         """One a key; raises StateUnavailable where one of them could not be had."""
-        return _all_of([self._histories[key] for key in keys])
+        return [one_of(self._histories[key]) for key in keys]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._state, name)
-
-
-def _all_of(joined: Joined) -> list[UserHistory]:
-    histories = []
-    for one in joined:
-        if isinstance(one, StateUnavailable):
-            raise one
-        histories.append(one)
-    return histories
 
 
 def _whole(found: Sequence[Found] | StateUnavailable) -> Found:
@@ -329,3 +312,12 @@ def _user_of(found: Found) -> str | None:
 
 def _not_here(number: int) -> StateUnavailable:
     return StateUnavailable(f"shard {number}: found it on another node, wanted its owner to be asked")
+
+
+def open_reader(home: Path, name: str, settings: StateSettings) -> "StateReplica | ShardedState":
+    """What a command reads the state of this node with: all shards that are in this home."""
+    if settings.placement == "node":
+        return StateReplica.of_home(home, name)
+    reader = ShardedState(home, name, settings)
+    reader.keep([n for n in range(settings.shards) if StatePaths.of(home).shard(n).position.exists()])
+    return reader

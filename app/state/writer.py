@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ from app.errors import StateUnavailable
 from app.events.schema import EVENTS
 from app.settings import Settings
 from app.state.batch import Batch
-from app.state.checkpoint import make_checkpoint, restore_newest
+from app.state.checkpoint import make_checkpoint, place_of, restore_newest
 from app.state.erasures import NodeErasures
-from app.state.feed import Read, StateFeed
+from app.state.feed import Read, StateFeed, feed_of
 from app.state.layout import StatePaths, choose_generation, current_generation, database, remove_older
 from app.state.leftovers import remove_leftovers
 from app.state.messages import to_batch
 from app.state.position import Position
 from app.state.room import Room, Shortage, free_bytes, is_held_by_another, is_out_of_space, used_bytes
+from app.state.sharded import Looked
+from app.state.shares import Share, ShareDiffers, node_share
 from app.state.store import StateStore, Totals
 
 _POLL_S = 0.1
@@ -27,6 +30,8 @@ _LOOK_S = 0.5  # lag, and whether another database was chosen
 _LOCK_S = 0.05
 _ROOM_S = 0.25
 _TIDY_S = 10.0
+_REFUSED_S = 2.0  # before a database that is not to be written is looked at again
+_AWAY_MS = 10_000  # a shard that nobody here wrote for this long may have been written elsewhere
 _OLD_S = 60.0  # by then every replica that answers has followed to the database in use
 
 log = logging.getLogger("manta.state")
@@ -39,10 +44,13 @@ class StateWriterLoop:
         erasures: what is asked of it on behalf of those who are erased.
     """
 
-    def __init__(self, settings: Settings, home: Path) -> None:
-        """Takes settings with the broker's address, and the MANTA_HOME."""
+    def __init__(self, settings: Settings, home: Path, share: Share | None = None) -> None:
+        """Takes settings with the broker's address, and the MANTA_HOME; `share`: None: what is every node's."""
         self.erasures = NodeErasures(settings, home)
-        self._settings, self._home, self._paths = settings, home, StatePaths.of(home)
+        self.share = node_share(settings.state) if share is None else share
+        self._settings, self._home, self._paths = settings, home, StatePaths.of(home).shard(self.share.shard)
+        self._refused: str | None = None
+        self._shown = False
         self._room = Room(home, settings.state.min_free_bytes)
         self._shortage: Shortage | None = None
         self._stop = threading.Event()
@@ -50,6 +58,7 @@ class StateWriterLoop:
         self._feed: StateFeed | None = None
         self._lag: dict[str, int] = {}
         self._looked = self._tidied = 0.0
+        self._reached = False
         self._opened = 0.0
         self._started = time.time()
 
@@ -60,18 +69,24 @@ class StateWriterLoop:
     def run(self) -> None:
         """Applies what the topics bring until `stop`; on to another database whenever one is chosen.
 
-        Where the disk has no room nothing is applied until it has: the database is closed, and opened again.
+        A database of another share is not written, its position says so, until another one is chosen. Where the disk
+        has no room nothing is applied until it has: the database is closed, and opened again.
 
         Raises:
             StateUnavailable: the database cannot be opened or written; one that another writer holds is waited for.
         """
         self._paths.root.mkdir(parents=True, exist_ok=True)
+        self._paths.stopped.unlink(missing_ok=True)
         position = Position.create(self._paths.position)
+        if self.share.is_shard and time.time() * 1000 - position.heartbeat_ms > _AWAY_MS:
+            position.hide()  # it may have been written elsewhere meanwhile
         try:
             while not self._stop.is_set():
                 self._wait_for_room(position)
                 try:
                     self._serve(position, current_generation(self._paths.databases))
+                except ShareDiffers as error:
+                    self._refuse(position, str(error))
                 except Exception as error:  # rocksdict raises bare exceptions
                     if not is_out_of_space(error):
                         raise
@@ -86,10 +101,11 @@ class StateWriterLoop:
         state = "waiting for the database" if store is None else "reading" if feed and feed.connected else "no broker"
         shortage = self._shortage
         return {
-            "state": "stopped" if shortage else state,
+            "share": str(self.share),
+            "state": "stopped" if shortage or self._refused else state,
             "pid": os.getpid(),
             "started": self._started,
-            "error": str(shortage) if shortage else feed.error if feed else None,
+            "error": self._refused or (str(shortage) if shortage else feed.error if feed else None),
             "lag": dict(self._lag),
             "offsets": store.offsets() if store else {},
             "watermark": store.published().watermark if store else 0,
@@ -101,7 +117,43 @@ class StateWriterLoop:
         """Topic → messages that are not applied yet, as of the last half second."""
         return dict(self._lag)
 
+    def look(self, keys: Sequence[bytes]) -> Looked:
+        """What the shard has of users and sessions, for readers of other nodes.
+
+        Raises:
+            StateUnavailable: it has not caught up yet, or cannot be read.
+        """
+        store = self._store
+        if store is None or not self._shown:
+            raise StateUnavailable(f"{self.share}: found its writer catching up, wanted it to have caught up")
+        try:
+            found = store.look(keys)
+        except Exception as error:  # rocksdict raises bare exceptions, as where it is just being opened anew
+            raise StateUnavailable(f"{self.share} cannot be read: {error}") from None
+        published = store.published()
+        return Looked(found, published.watermark, published.since, published.offsets.get(EVENTS, {}))
+
+    def caught_up(self) -> bool:
+        """Whether `look` answers."""
+        return self._store is not None and self._shown
+
     # --- one database
+
+    def _refuse(self, position: Position, line: str) -> None:
+        if self._refused != line:
+            log.error("nothing is applied: %s", line)
+            self._refused = line
+            self._paths.stopped.write_text(line)
+        position.beat(-1)
+        self._stop.wait(_REFUSED_S)
+
+    def _accept(self, store: StateStore, feed: StateFeed) -> None:
+        """Checks that the database is still of what the topics are shared by."""
+        store.require_partitions(found := feed.partitions.get(EVENTS, 0))
+        if self._refused is not None and (found or not self.share.is_shard):
+            log.warning("the state is written on")
+            self._refused = None
+            self._paths.stopped.unlink(missing_ok=True)
 
     def _wait_for_room(self, position: Position) -> None:
         while (shortage := self._room.shortage()) is not None and not self._stop.is_set():
@@ -125,17 +177,19 @@ class StateWriterLoop:
             self.erasures.begin(store, position, self._stop)
             self._follow(position, store, generation)
         finally:
-            self._store = None
+            self._store, self._shown = None, False
             store.close()
 
     def _follow(self, position: Position, store: StateStore, generation: int) -> None:
-        feed = StateFeed(self._settings.kafka, store.offsets(), store.topic_ids)
+        feed = feed_of(self._settings.kafka, store)
         self._store, self._feed, self._opened = store, feed, time.monotonic()
         position.beat(-1)
         try:
             self._reach(position, store, feed)
-            position.publish(store.outrun(position.moves))
-            while not self._stop.is_set() and self._room.shortage() is None:
+            if not self._stop.is_set() and (position.moves or not self.share.is_shard or self._reached):
+                position.publish(store.outrun(position.moves))
+                self._shown = True
+            while self._shown and not self._stop.is_set() and self._room.shortage() is None:
                 self._step(position, store, feed)
                 if self._due() and self._look(position, store, feed) != generation:
                     return
@@ -144,20 +198,32 @@ class StateWriterLoop:
             feed.close()
 
     def _reach(self, position: Position, store: StateStore, feed: StateFeed) -> None:
-        """Brings another database to where the one before it was, unseen: nobody's last click is gone for a moment."""
+        """Brings another database to where the one before it was, unseen: nobody's last click is gone for a moment.
+
+        A shard that shows nothing is brought to the log's end: half its histories would be wrong ones.
+        """
         shown = position.offsets() if position.generation != store.generation else {}
+        unseen, self._reached = self.share.is_shard and not position.moves, False
         while not self._stop.is_set() and self._room.shortage() is None:
             done = store.offsets()
-            if all(done.get(topic, {}).get(p, 0) >= shown[topic][p] for topic in shown for p in shown[topic]):
+            late = (done.get(topic, {}).get(p, 0) < shown[topic][p] for topic in shown for p in shown[topic])
+            if not unseen and not any(late):
                 return
             if read := feed.poll(_POLL_S, self._settings.state.batch_events):
+                self._accept(store, feed)
                 store.apply(self._batch(read, feed))
             elif feed.connected and not any(feed.lag().values()):
+                self._accept(store, feed)
+                self._reached = True
                 return  # the log itself is shorter than it was
             position.beat(-1)
+            if self._due():
+                self._show_lag(position, store, feed)
 
     def _step(self, position: Position, store: StateStore, feed: StateFeed) -> None:
         read = feed.poll(_POLL_S, self._settings.state.batch_events)
+        if feed.connected:
+            self._accept(store, feed)
         if read:
             position.publish(store.apply(self._batch(read, feed)))
         else:
@@ -172,12 +238,9 @@ class StateWriterLoop:
 
     def _look(self, position: Position, store: StateStore, feed: StateFeed) -> int:
         """Shows the lag and tidies up; the generation that should be written."""
-        self._looked = time.monotonic()
+        self._show_lag(position, store, feed)
         if self._looked - self._opened > _OLD_S:
             remove_older(self._paths.databases)
-        self._lag = feed.lag()
-        position.beat(sum(self._lag.values()) if feed.connected else -1)
-        position.show_jumped(sum(store.totals.jumps.values()))
         if self._paths.checkpoint_wanted.exists():
             make_checkpoint(store, self._paths)
         if feed.connected and (reached := feed.reached_ms(EVENTS)) is not None:
@@ -188,8 +251,14 @@ class StateWriterLoop:
             self._tidy(position)
         return current_generation(self._paths.databases)
 
+    def _show_lag(self, position: Position, store: StateStore, feed: StateFeed) -> None:
+        self._looked = time.monotonic()
+        self._lag = feed.lag()
+        position.beat(sum(self._lag.values()) if feed.connected else -1)
+        position.show_jumped(sum(store.totals.jumps.values()))
+
     def _tidy(self, position: Position) -> None:
-        if removed := remove_leftovers(self._home):
+        if removed := remove_leftovers(self._home, self.share.shard):
             log.info("removed what others have left: %s", ", ".join(removed))
         position.show_disk(free_bytes(self._home), used_bytes(self._paths.root))
 
@@ -198,11 +267,11 @@ class StateWriterLoop:
         path = database(self._paths.databases, generation)
         if not (self._paths.databases / "current").exists():
             if self._settings.state.checkpoints and not path.exists():
-                restore_newest(self._settings.state.checkpoints, path)
+                restore_newest(place_of(self._settings.state.checkpoints, self.share), path)
             choose_generation(self._paths.databases, generation)
         while not self._stop.is_set():
             try:
-                return StateStore(path, self._settings, generation=generation)
+                return StateStore(path, self._settings, generation=generation, share=self.share)
             except StateUnavailable as error:
                 if not is_held_by_another(error):
                     raise

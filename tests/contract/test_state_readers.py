@@ -1,4 +1,4 @@
-"""One suite for every state reader: memory, a RocksDB secondary behind the writer's store, shards here and elsewhere."""
+"""One suite for every state reader: memory, a RocksDB secondary behind the writer's store, shards here and away."""
 
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

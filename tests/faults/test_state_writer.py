@@ -15,6 +15,7 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 from kafka import KafkaAdminClient
 from kafka import TopicPartition as AdminPartition
+from kafka.admin import NewPartitions
 
 from app.errors import MantaError, StateUnavailable
 from app.events.columns import RECORDS, decode
@@ -31,8 +32,11 @@ from app.state.feed import Read
 from app.state.layout import StatePaths, database
 from app.state.memory import fold_everything
 from app.state.messages import to_batch
+from app.state.reader import Kind
 from app.state.rebuild import rebuild
 from app.state.replica import StateReplica
+from app.state.sharded import ShardedState
+from app.state.shares import Share, shard
 from app.state.store import StateStore
 from app.state.writer import StateWriterLoop
 from deployments.status import lag
@@ -282,6 +286,72 @@ def test_a_rebuild_from_the_lake_gives_the_same_state_and_everyone_follows(
         until(lambda: items_of(replica, "u1")[-1] == "100")
 
 
+def test_shards_show_what_a_node_shows_through_a_rebuild_and_new_partitions(
+    topics: Settings, own_kafka: tuple[str, Path], tmp_path: Path
+) -> None:
+    section = topics.state.model_copy(update={"placement": "sharded", "shards": 2})
+    parted = topics.model_copy(update={"state": section})
+    whole, home = tmp_path / "whole", tmp_path / "parted"
+    send(topics, [click(number, f"u{number % 7}") for number in range(60)])
+    visits: list[dict[str, object]] = [
+        {"session_id": f"s{n}", "item_id": str(n), "event_type": "click", "event_time": f"2020-01-0{n}T00:00:00Z"}
+        for n in range(1, 6)
+    ]
+    logins: list[dict[str, object]] = [
+        {"user_id": f"u{n}", "session_id": f"s{n}", "event_type": "merge"} for n in (1, 2, 5)
+    ]
+    send(topics, [*visits, *logins])
+    send_columns(topics, [(b"i1", columns_message({"title": "A"}))])
+    keys: list[tuple[Kind, str]] = [
+        *(("user", f"u{n}") for n in range(7)),
+        *(("session", f"s{n}") for n in range(1, 6)),
+    ]
+    reader, node = ShardedState(home, "test", section), StateReplica.of_home(whole, "test")
+    reader.keep([0, 1])
+
+    def versions(one: ShardedState | StateReplica) -> list[int]:
+        if one.behind():
+            one.catch_up()
+        return [history.version for history in one.histories(keys)]
+
+    with running(topics, whole), running(parted, home):
+        until(lambda: all(versions(node)))
+        with running(parted, home, shard(0, 2)) as first, running(parted, home, shard(1, 2)) as second:
+            until(lambda: versions(reader) == versions(node))
+            assert until(lambda: reader.item("i1")) is not None
+            assert reader.merged_into("s1") == "u1"
+            assert set(first.status()["offsets"][EVENTS]) == {0}
+            assert [one.merged is not None for one in second.look([b"ss1", b"ss2", b"ss5"]).found].count(True) < 4
+            lake = open_lake(topics, tmp_path)
+            fill_lake(lake, topics, upto=20)
+            report = rebuild(parted, home, lake)
+            assert (report.generation, report.jumps) == (1, {})
+            until(lambda: [first.status()["generation"], second.status()["generation"]] == [1, 1])
+            until(lambda: versions(reader) == versions(node))
+            admin = KafkaAdminClient(bootstrap_servers=own_kafka[0])
+            admin.create_partitions({EVENTS: NewPartitions(4)})
+            admin.close()
+            line = "found 4 partitions of events, wanted 2 as when it was made: run `manta state rebuild`"
+            until(lambda: line in str(first.status()["error"]) and line in str(second.status()["error"]))
+            assert line in str(reader.stopped())
+            send(topics, [click(number, f"u{number % 7}") for number in range(60, 90)])
+            until(lambda: node.behind() or None)
+            rebuild(parted, home, lake)
+            until(lambda: reader.stopped() is None)
+            until(lambda: versions(reader) == versions(node))
+            send(topics, [click(number, f"u{number % 7}") for number in range(90, 99)])
+            until(lambda: len(items_of(node, "u0")) == 15)
+            until(lambda: versions(reader) == versions(node))
+    three = StateWriterLoop(parted.model_copy(update={"state": section.model_copy(update={"shards": 3})}), home)
+    thread = threading.Thread(target=three.run)
+    thread.start()
+    until(lambda: "beside 2 shards, wanted the items and users beside 3 shards" in str(three.status()["error"]))
+    three.stop()
+    thread.join()
+    reader.close()
+    node.close()
+
+
 def send_columns(settings: Settings, messages: list[tuple[bytes, bytes | None]]) -> None:
     producer = EventProducer(settings.kafka, delivery_timeout_s=30)
     producer.send_blocking(ITEMS, messages)
@@ -302,8 +372,8 @@ def fill_lake(lake: Lake, settings: Settings, upto: int) -> None:
 class running:  # noqa: N801 - reads as a phrase
     """A writer in a thread for a while."""
 
-    def __init__(self, settings: Settings, home: Path) -> None:
-        self._loop = StateWriterLoop(settings, home)
+    def __init__(self, settings: Settings, home: Path, share: Share | None = None) -> None:
+        self._loop = StateWriterLoop(settings, home, share)
         self._thread = threading.Thread(target=self._loop.run)
 
     def __enter__(self) -> StateWriterLoop:

@@ -24,7 +24,7 @@ from app.features.table import FeatureContext, features
 from app.retrieval.merge import take
 from app.retrieval.query import Candidates
 from app.state.memory import MemoryState
-from app.state.reader import EMPTY_HISTORY, StateReader, UserHistory
+from app.state.reader import EMPTY_HISTORY, Kind, StateReader, UserHistory
 from app.surfaces import SurfaceSettings
 
 __all__ = [
@@ -138,16 +138,16 @@ def _begin(batch: Batch) -> list[Question]:
             batch.settle(place, error)
             continue
         question.user = users[place]
-        if failed is not None and request.history is None and history_key(request) is not None:
-            batch.without_candidates(question, failed)
+        if place in failed:
+            batch.without_candidates(question, Reason("state", "error"))
         elif not batch.cached(question):
             questions.append(question)
     batch.lap("state", batch.started)
     return questions
 
 
-def _stored(batch: Batch) -> tuple[list[UserHistory], Reason | None]:
-    """The stored history of each request (empty where it brings its own), and why they could not be read."""
+def _stored(batch: Batch) -> tuple[list[UserHistory], set[int]]:
+    """The stored history of each request (empty where it brings its own), and the places of those not to be had."""
     histories = [EMPTY_HISTORY] * len(batch.requests)
     wanted = [
         (place, key)
@@ -155,15 +155,25 @@ def _stored(batch: Batch) -> tuple[list[UserHistory], Reason | None]:
         if request.history is None and (key := history_key(request)) is not None
     ]
     if not wanted:
-        return histories, None
+        return histories, set()
+    state = batch.chain.state
     try:
-        found = batch.chain.state.histories([key for _, key in wanted])
+        found: Sequence[UserHistory | None] = state.histories([key for _, key in wanted])
     except Exception:
         logger.exception("the state could not be read")
-        return histories, Reason("state", "error")
+        found = [_alone(state, key) for _, key in wanted]
     for (place, _), history in zip(wanted, found, strict=True):
-        histories[place] = history
-    return histories, None
+        if history is not None:
+            histories[place] = history
+    return histories, {place for (place, _), history in zip(wanted, found, strict=True) if history is None}
+
+
+def _alone(state: StateReader, key: tuple[Kind, str]) -> UserHistory | None:
+    """One history, where they could not all be read: a part of the state may be down. None: this one cannot."""
+    try:
+        return state.histories([key])[0]
+    except Exception:  # what is wrong has been said
+        return None
 
 
 def _user_columns(chain: Chain, requests: Sequence[Request]) -> list[dict[str, Any] | None]:

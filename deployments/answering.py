@@ -5,6 +5,7 @@ import logging
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,14 @@ from app.api.problems import Problem
 from app.api.schemas import RecommendBody, plain_filters
 from app.cache import AnswerCache, ListStore
 from app.chain.outcomes import Outcome
+from app.chain.question import history_key
 from app.chain.sample import Sample
 from app.degrade import Breakers
 from app.errors import MantaError, NotFound
 from app.recommend import Answer, Chain, LiveBundle, LocalStages, Request, Stages, recommend, warm_up
 from app.settings import Settings
 from app.state.reader import StateReader
+from app.state.sharded import ShardedState
 from deployments.access_log import AccessLog
 from deployments.batching import Batcher, Deliver
 from deployments.freshness import Follower
@@ -157,12 +160,22 @@ class Answering:
     async def _work(self, chain: Chain, requests: Sequence[Request], deliver: Deliver[Answer]) -> list[Outcome]:
         if self._follower.behind():
             await self._follower.refresh()
-        outcomes = await recommend(chain, requests, deliver)
+        outcomes = await recommend(await self._with_histories(chain, requests), requests, deliver)
         try:
             self._after(chain, requests, outcomes)
         except Exception:  # the answers are given
             logger.exception("answers could not be counted")
         return outcomes
+
+    async def _with_histories(self, chain: Chain, requests: Sequence[Request]) -> Chain:
+        """The chain over histories of all nodes: those of others are asked for at once, for half of the deadline."""
+        if not isinstance(self._state, ShardedState):
+            return chain
+        keys = [history_key(request) for request in requests if request.history is None]
+        wanted = list(dict.fromkeys(key for key in keys if key is not None))
+        if not wanted:
+            return chain
+        return replace(chain, state=await self._state.gather(wanted, chain.surface.timeout_ms / 2000))
 
     def _after(self, chain: Chain, requests: Sequence[Request], outcomes: Sequence[Outcome]) -> None:
         """What comes after the answers: the bundle's health, impressions, metrics, the log."""

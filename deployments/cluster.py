@@ -338,7 +338,8 @@ def _end(home: Path, run: Run | None) -> bool:
     end(left, 0.0)
     if left := [process for process in marked(run.session) if process.alive()]:
         raise MantaError(f"processes {', '.join(str(process.pid) for process in left)} of {run.session} do not end")
-    replicas = (StatePaths.of(home).replicas, StatsPaths(home).replicas)
+    state = StatePaths.of(home)
+    replicas = (state.replicas, *state.shards.glob("*/replicas"), StatsPaths(home).replicas)
     for folder in (run.session, home / "cache", home / "metrics", *replicas):  # of processes
         shutil.rmtree(folder, ignore_errors=True)
     run.settings_file.unlink(missing_ok=True)

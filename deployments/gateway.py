@@ -21,6 +21,7 @@ from app.events.producer import EventProducer
 from app.own_folders import hold
 from app.settings import Settings
 from app.state.replica import StateReplica
+from app.state.sharded import ShardedState
 from deployments import ingress
 from deployments.access_log import AccessLog
 from deployments.answering import Answering, Held
@@ -34,7 +35,8 @@ from deployments.loopback import keep_to_node
 from deployments.metric_files import exposition, keep_in_files
 from deployments.metrics import GatewayMetrics
 from deployments.nodes import OtherNodes
-from deployments.positions import Positions
+from deployments.owners import ShardOwners
+from deployments.positions import Positions, ShardPositions
 from deployments.retention import RetentionFile
 from deployments.stages import RemoteStages
 from deployments.state_writer import ensure_state_writers
@@ -82,7 +84,12 @@ class Gateway:
         keep_in_files(self._metrics_folder, name)
         self._metrics = GatewayMetrics(name)
         self._retention = RetentionFile(self._home)
-        self._state = StateReplica.of_home(self._home, name)
+        self._owners = ShardOwners() if settings.state.placement == "sharded" else None
+        self._state: StateReplica | ShardedState = (
+            StateReplica.of_home(self._home, name)
+            if self._owners is None
+            else ShardedState(self._home, name, settings.state, self._owners)
+        )
         self._follower = Follower(self._state, timeout_s=settings.state.catch_up_timeout_s, moved=self._moved)
         self._producer = EventProducer(settings.kafka, max_optional=settings.serve.impressions_buffer)
         self._live_figures = Figures(settings, self._home, name, self._state)
@@ -105,7 +112,9 @@ class Gateway:
             self._state,
             self._follower,
             self._producer,
-            Positions(self._state, OtherNodes().applied),
+            ShardPositions(self._state, OtherNodes().applied)
+            if isinstance(self._state, ShardedState)
+            else Positions(self._state, OtherNodes().applied),
             self._metrics,
             self._bundled,
             lambda: self._kinds,
@@ -123,6 +132,10 @@ class Gateway:
             self._answering.access_log = log = await asyncio.to_thread(self._access_log)
             self._edge.log = log.request
         await asyncio.to_thread(ensure_state_writers, self.settings, self._home)
+        if self._owners is not None and isinstance(self._state, ShardedState):
+            shards = self.settings.state.shards
+            await self._owners.refresh(self._state, shards)
+            self._tasks.append(asyncio.create_task(self._owners.follow(self._state, shards)))
         try:
             await self._fresh()
         except StateUnavailable as error:
@@ -359,7 +372,12 @@ class Gateway:
             state: dict[str, Any] = {"ready": True}
         except StateUnavailable as error:
             state = {"ready": False, "reason": str(error)}
-        if (stopped := self._state.shortage()) is not None:
+        if self._owners is not None:
+            if not self._owners.heard:
+                state = {"ready": False, "reason": "not every shard has been read yet"}
+            if self._owners.errors:
+                state["shards"] = {str(shard): why for shard, why in sorted(self._owners.errors.items())}
+        if (stopped := self._state.stopped() or self._state.shortage()) is not None:
             state["writer"] = str(stopped)
         missing = [name for name in self.settings.surfaces if name not in self._answering.lanes]
         bundles = {"ready": not missing, "live": dict(self._store.live), "missing": missing}

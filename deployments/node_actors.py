@@ -16,6 +16,7 @@ from deployments.cluster import NAMESPACE
 from deployments.collector import rest_the_collector
 
 SUPERVISOR = "manta-state-supervisor"  # the actor that keeps them
+WRITER_PREFIX = "manta-state-writer-"
 _FAILED_S = 1.0  # before a failed writer gives way to the next: its status can be read, and it does not spin
 
 log = logging.getLogger("manta.writers")
@@ -31,23 +32,25 @@ class Loop(Protocol):
     def status(self) -> dict[str, Any]: ...
 
 
+def run_or_end(loop: Loop, name: str) -> None:
+    """Runs a loop; one that fails ends the process with it."""
+    try:
+        loop.run()
+    except Exception:
+        log.exception("the %s failed and is started anew", name)
+        time.sleep(_FAILED_S)
+        os._exit(1)  # Ray starts the actor again; what it writes is as of the last batch
+
+
 class NodeWriter:
     """Runs a loop in a thread; the actor answers how it goes."""
 
     def __init__(self, loop: Loop, name: str) -> None:
         """Starts at once; the loop waits for whoever still holds its database."""
-        self._loop, self._name = loop, name
+        self._loop = loop
         rest_the_collector()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=run_or_end, args=(loop, name), name=name, daemon=True)
         self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._loop.run()
-        except Exception:
-            log.exception("the %s failed and is started anew", self._name)
-            time.sleep(_FAILED_S)
-            os._exit(1)  # Ray starts the actor again; what it writes is as of the last batch
 
     def status(self) -> dict[str, Any]:
         """As the loop's, with the node."""
@@ -67,7 +70,7 @@ def pinned(actor: type, name: str, node: str, num_cpus: float, settings: Setting
         lifetime="detached",
         get_if_exists=True,
         max_restarts=-1,
-        max_concurrency=4,
+        max_concurrency=16,
         num_cpus=num_cpus,
         scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
     )

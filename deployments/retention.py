@@ -20,8 +20,7 @@ from typing import Any
 
 from app.errors import MantaError
 from app.settings import Settings
-from app.state.layout import StatePaths
-from app.state.position import MAX_PARTITIONS, TOPICS, Position
+from app.state.position import TOPICS, positions_here
 from deployments.broker import require
 from deployments.run import read as read_run
 
@@ -137,15 +136,13 @@ def readers_of(settings: Settings, home: Path) -> dict[str, Mapping[str, Mapping
     readers: dict[str, Mapping[str, Mapping[int, int]]] = {}
     if settings.lake.catalog or read_run(home) is not None or (home / "lake").exists():  # else it lies on another node
         readers["lake"] = _read_by_the_lake(settings, home)
-    try:
-        position = Position.open(StatePaths.of(home).position)
-    except MantaError:
-        return readers
-    try:
-        applied = {topic: {part: position.applied(topic, part) for part in range(MAX_PARTITIONS)} for topic in TOPICS}
-    finally:
+    if here := positions_here(home):
+        readers["state"] = {
+            topic: {p: at for one in here for p, at in one.offsets()[topic].items()} for topic in TOPICS
+        }
+    for position in here:
         position.close()
-    return {**readers, "state": {topic: {p: at for p, at in parts.items() if at} for topic, parts in applied.items()}}
+    return readers
 
 
 def _read_by_the_lake(settings: Settings, home: Path) -> dict[str, Mapping[int, int]]:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,18 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from app.erasure.places import Known, Subject
 from app.errors import MantaError
+from app.events.schema import EVENTS
 from app.settings import Settings
+from app.state.erasures import NodeErasures, known_together
+from app.state.sharded import Looked
 from app.state.writer import StateWriterLoop
 from deployments.cluster import NAMESPACE
-from deployments.node_actors import SUPERVISOR, NodeWriter, pinned
+from deployments.node_actors import SUPERVISOR, WRITER_PREFIX, NodeWriter, pinned
 from deployments.retention import RetentionWatch
+from deployments.shard_loops import ShardLoops
+from deployments.shard_map import Condition, ShardMap
 from deployments.stats_writer import STATS_PREFIX, StatsWriter
 
-WRITER_PREFIX = "manta-state-writer-"
 _LOOK_S = 1.0
 _ANSWER_S = 2.0
 _WORK_S = 90.0
@@ -38,27 +43,58 @@ class StateWriter(NodeWriter):
         pyarrow.set_cpu_count(1)  # what the actor has reserved
         loop = StateWriterLoop(settings, Path(home))
         self._erasures = loop.erasures
+        self._shards = ShardLoops(settings, Path(home))
         super().__init__(loop, "state-writer")
         self._retention = RetentionWatch(settings, Path(home))
 
     def known(self, subject: Subject) -> Known | str:
-        """As `NodeErasures.known`; an error as text."""
+        """As `NodeErasures.known`, of the node's database and its shards; an error as text."""
         try:
-            return self._erasures.known(subject.user_id, subject.ends)
+            return known_together([one.known(subject.user_id, subject.ends) for one in self._all_erasures()])
         except MantaError as error:
             return str(error)
 
     def erase(self, subject: Subject) -> str | None:
-        """As `NodeErasures.erase`; an error as text."""
+        """As `NodeErasures.erase`, of the node's database and its shards; an error as text."""
         try:
-            self._erasures.erase(subject)
+            for one in self._all_erasures():
+                one.erase(subject)
         except MantaError as error:
             return str(error)
         return None
 
+    def _all_erasures(self) -> list[NodeErasures]:
+        return [self._erasures, *(loop.erasures for loop in self._shards.loops.values())]
+
+    def keep(self, shards: list[int] | None) -> dict[int, Condition]:
+        """As `ShardLoops.keep`."""
+        return self._shards.keep(shards)
+
+    def look(self, shard: int, keys: list[bytes]) -> Looked | str:
+        """As `StateWriterLoop.look` of a shard; an error as text."""
+        loop = self._shards.loops.get(shard)
+        if loop is None:
+            return f"shard {shard}: found it gone to another node, wanted it here"
+        try:
+            return loop.look(keys)
+        except MantaError as error:
+            return str(error)
+
+    def status(self) -> dict[str, Any]:
+        """As the loop's, with the node; `shards`: number → as the shard's loop, and `lag` is of all."""
+        found = super().status()
+        if shards := {number: loop.status() for number, loop in self._shards.loops.items()}:
+            for one in shards.values():
+                for topic, messages in one["lag"].items():
+                    found["lag"][topic] = found["lag"].get(topic, 0) + messages
+            found["shards"] = shards
+            found["error"] = found["error"] or next((one["error"] for one in shards.values() if one["error"]), None)
+        return found
+
     def stop(self) -> None:
         """As `NodeWriter.stop`."""
         self._retention.stop()
+        self._shards.keep(())
         super().stop()
 
 
@@ -71,6 +107,8 @@ class StateSupervisor:
         self._began = time.monotonic()
         self._writers: dict[str, ActorHandle] = {}
         self._stats_writers: dict[str, ActorHandle] = {}
+        sharded = settings.state.placement == "sharded"
+        self._shards = ShardMap(settings.state.shards) if sharded else None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="state-supervisor", daemon=True)
         self._thread.start()
@@ -87,8 +125,33 @@ class StateSupervisor:
         """Starts writers on new nodes, forgets those of nodes that have gone, replaces those that ended for good."""
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         self._keep_on(alive, self._writers, WRITER_PREFIX, StateWriter, 0.1)
+        if self._shards is not None:
+            self._place(self._shards)
         if self._settings.stats.enabled and time.monotonic() - self._began > _STATS_AFTER_S:
             self._keep_on(alive, self._stats_writers, STATS_PREFIX, StatsWriter, 0.0)
+
+    def _place(self, shards: ShardMap) -> None:
+        """Tells each node which shards it keeps."""
+        keep = shards.look(self._writers.keys(), self._ask_writers({}), time.monotonic())
+        self._ask_writers(keep)
+
+    def _ask_writers(self, keep: Mapping[str, set[int]]) -> dict[str, dict[int, Condition]]:
+        """What each node says of its shards; with nothing named it only answers."""
+        asked = {
+            node: writer.keep.remote(sorted(keep[node]) if node in keep else None)
+            for node, writer in self._writers.items()
+        }
+        ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=_ANSWER_S) if asked else ([], [])
+        said: dict[str, dict[int, Condition]] = {}
+        for node, ref in asked.items():
+            with contextlib.suppress(RayError):
+                if ref in ready:
+                    said[node] = ray.get(ref)
+        return said
+
+    def owners(self) -> dict[int, str]:
+        """Shard → the node that is asked for it; empty where the state is not sharded."""
+        return dict(self._shards.owners) if self._shards is not None else {}
 
     def _keep_on(
         self, nodes: set[str], writers: dict[str, ActorHandle], prefix: str, actor: type[NodeWriter], num_cpus: float
@@ -150,11 +213,12 @@ def state_status(timeout_s: float = 5.0) -> list[dict[str, Any]]:
 
 
 def state_lag(timeout_s: float = 5.0) -> dict[str, int]:
-    """Topic → messages that the slowest node has not applied yet."""
+    """Topic → messages that the slowest node has not applied yet; of shards, all of them."""
     lag: dict[str, int] = {}
     for status in state_status(timeout_s):
         for topic, messages in status.get("lag", {}).items():
-            lag[topic] = max(lag.get(topic, 0), messages)
+            apart = topic == EVENTS and "shards" in status
+            lag[topic] = lag.get(topic, 0) + messages if apart else max(lag.get(topic, 0), messages)
     return lag
 
 

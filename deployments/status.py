@@ -9,10 +9,9 @@ from typing import Any
 
 import psutil
 
-from app.errors import MantaError
 from app.settings import Settings
 from app.state.layout import StatePaths
-from app.state.position import Position
+from app.state.position import positions_here
 from app.state.room import free_bytes, used_bytes
 from app.stats.store import StatsPaths
 from deployments import retention
@@ -67,20 +66,18 @@ def status(home: Path, surfaces: list[dict[str, Any]], settings: Settings) -> di
 def lag(home: Path) -> dict[str, Any]:
     """How far the state is behind the broker: messages not applied yet, and since when the writer is silent.
 
-    `state_messages` is None where the writer is not connected: the broker is away, or the disk has no room.
+    `state_messages` is None where a writer is not connected: the broker is away, or the disk has no room.
     `state_jumped_messages`, where there are any: those that the log did not hold any more; `manta state rebuild` helps.
     """
-    try:
-        position = Position.open(StatePaths.of(home).position)
-    except MantaError:
+    here = positions_here(home)
+    if not here:
         return {}
-    try:
-        silent_s = max(0.0, time.time() - position.heartbeat_ms / 1000)
-        messages = position.lag if position.lag >= 0 else None
-        silent = {"state_messages": messages, "state_writer_silent_s": round(silent_s, 3)}
-        return silent | ({"state_jumped_messages": position.jumped} if position.jumped else {})
-    finally:
+    silent_s = max(0.0, time.time() - min(one.heartbeat_ms for one in here) / 1000)
+    lags, jumped = [one.lag for one in here], sum(one.jumped for one in here)
+    for position in here:
         position.close()
+    silent = {"state_messages": None if min(lags) < 0 else sum(lags), "state_writer_silent_s": round(silent_s, 3)}
+    return silent | ({"state_jumped_messages": jumped} if jumped else {})
 
 
 def disk(home: Path, *, up: bool = True) -> dict[str, Any]:
@@ -99,14 +96,15 @@ def disk(home: Path, *, up: bool = True) -> dict[str, Any]:
 
 
 def _stopped(home: Path) -> str | None:
-    try:
-        position = Position.open(StatePaths.of(home).position)
-    except MantaError:
-        return None
-    try:
-        return None if position.shortage is None else str(position.shortage)
-    finally:
+    paths = StatePaths.of(home)
+    for file in (paths.stopped, *sorted(paths.shards.glob("*/stopped"))):
+        if file.exists():
+            return file.read_text()
+    here = positions_here(home)
+    found = [str(one.shortage) for one in here if one.shortage is not None]
+    for position in here:
         position.close()
+    return next(iter(found), None)
 
 
 def processes(run: Run) -> list[dict[str, Any]]:

@@ -23,13 +23,15 @@ from app.events.schema import (
     validate_user,
 )
 from app.settings import Settings
-from app.state.reader import ItemChange, StateReader
+from app.state.reader import ItemChange, Kind, StateReader, UserHistory
+from app.state.sharded import ShardedState
 from deployments.freshness import Follower
 from deployments.metrics import GatewayMetrics
 from deployments.positions import Positions
 
 EVENTS_WAIT_S = 1.0
 EVERYWHERE_WAIT_S = 2.0
+OWNER_S = 1.0  # how long the owner of a shard is waited for
 
 Json = dict[str, Any]
 
@@ -164,20 +166,33 @@ class Writes:
         """As `app.api.service.Service.get_user`."""
         await self._fresh()
         columns = self._state.user_columns([user_id])[0]
-        if columns is None and not self._state.histories([("user", user_id)])[0].version:
+        if columns is None and not (await self._history(user_id)).version:
             raise NotFound(f"no user {user_id!r}")
         return {**(columns or {}), "user_id": user_id}
 
     async def history(self, user_id: str) -> Json:
         """As `app.api.service.Service.history`."""
         await self._fresh()
-        found = self._state.histories([("user", user_id)])[0]
+        found = await self._history(user_id)
         entries = zip(found.item_ids, found.event_types, found.times.tolist(), strict=True)
         items = [
             {"item_id": item, "event_type": kind, "event_time": format_time(time_ms * 1000)}
             for item, kind, time_ms in entries
         ]
         return {"user_id": user_id, "items": items, "version": found.version}
+
+    async def _history(self, user_id: str) -> UserHistory:
+        """Wherever it lies; raises StateUnavailable where its owner is down."""
+        state = self._state
+        key: tuple[Kind, str] = ("user", user_id)
+        if isinstance(state, ShardedState):
+            return (await state.gather([key], OWNER_S)).histories([key])[0]
+        return state.histories([key])[0]
+
+    async def _merged_into(self, session_id: str) -> str | None:
+        if isinstance(self._state, ShardedState):
+            return await self._state.merged_anywhere(session_id, OWNER_S)
+        return self._state.merged_into(session_id)
 
     async def merge(self, user_id: str, session_id: str) -> Json:
         """As `app.api.service.Service.merge`; the next answer for the user has the session's history."""
@@ -192,7 +207,7 @@ class Writes:
     async def _owner(self, session_id: str, user_id: str) -> str | None:
         """The user, where the session is merged; raises Conflict where that is another one."""
         await self._fresh()
-        owner = self._state.merged_into(session_id)
+        owner = await self._merged_into(session_id)
         if owner not in (None, user_id):
             raise Conflict(f"session {session_id!r}: found it merged into another user, wanted one that is not merged")
         return owner

@@ -6,6 +6,7 @@ there before `moves` does, and the offsets come last: whoever sees an offset pas
 catch up with, and whoever has caught up misses nothing of it.
 """
 
+import contextlib
 import mmap
 import os
 import time
@@ -15,10 +16,12 @@ from pathlib import Path
 
 from app.errors import StateUnavailable
 from app.events.schema import EVENTS, ITEMS, USERS
+from app.state.layout import StatePaths
 from app.state.room import Shortage
 
 TOPICS = (EVENTS, ITEMS, USERS)
 MAX_PARTITIONS = 4096
+_GONE_MS = 60_000
 _MAGIC = int.from_bytes(b"manta\0\0\1", "little")  # the last byte is the layout
 _HEAD = 16  # 64-bit words before the offsets
 _WORDS = _HEAD + len(TOPICS) * MAX_PARTITIONS
@@ -222,6 +225,19 @@ class Position:
             topic: {p: words[base + p] for p in range(MAX_PARTITIONS) if words[base + p]}
             for topic, base in bases.items()
         }
+
+
+def positions_here(home: Path) -> list[Position]:
+    """The positions of a node's state: its own, and those of shards that are not long gone to other nodes."""
+    paths, found = StatePaths.of(home), []
+    for path in (paths.position, *sorted(paths.shards.glob("*/position"))):
+        with contextlib.suppress(StateUnavailable):
+            found.append(Position.open(path))
+    newest = max((one.heartbeat_ms for one in found), default=0)
+    gone = [one for one in found if newest - one.heartbeat_ms > _GONE_MS]
+    for one in gone:
+        one.close()
+    return [one for one in found if one not in gone]
 
 
 def merged(offsets: Mapping[str, Mapping[int, int]], more: Mapping[tuple[str, int], int]) -> dict[str, dict[int, int]]:

@@ -262,6 +262,10 @@ class ShardedState:
         lags = [replica.lag() for replica in self._replicas()]
         return -1 if -1 in lags else sum(lags)
 
+    def jumped(self) -> int:
+        """Messages of this node's databases that the log did not hold any more."""
+        return sum(replica.jumped() for replica in self._replicas())
+
     def shortage(self) -> Shortage | None:
         return next((found for replica in self._replicas() if (found := replica.shortage()) is not None), None)
 
@@ -274,8 +278,7 @@ class ShardedState:
         return {number: str(one.error) for number, one in self._here.items() if one.error is not None}
 
     def disk(self) -> tuple[int, int]:
-        free, used = zip(*(replica.disk() for replica in self._replicas()), strict=True)
-        return min(free), sum(used)
+        return self._node.disk()  # what its writer counts holds the shards too
 
     def writer_seen_ms(self) -> int:
         """When the writer of this node that has been silent for longest was seen."""

@@ -42,6 +42,7 @@ class StateWriterLoop:
 
     Attributes:
         erasures: what is asked of it on behalf of those who are erased.
+        blocked: another process holds the database.
     """
 
     def __init__(self, settings: Settings, home: Path, share: Share | None = None) -> None:
@@ -50,7 +51,7 @@ class StateWriterLoop:
         self.share = node_share(settings.state) if share is None else share
         self._settings, self._home, self._paths = settings, home, StatePaths.of(home).shard(self.share.shard)
         self._refused: str | None = None
-        self._shown = False
+        self._shown = self.blocked = False
         self._room = Room(home, settings.state.min_free_bytes)
         self._shortage: Shortage | None = None
         self._stop = threading.Event()
@@ -271,10 +272,13 @@ class StateWriterLoop:
             choose_generation(self._paths.databases, generation)
         while not self._stop.is_set():
             try:
-                return StateStore(path, self._settings, generation=generation, share=self.share)
+                store = StateStore(path, self._settings, generation=generation, share=self.share)
+                self.blocked = False
+                return store
             except StateUnavailable as error:
                 if not is_held_by_another(error):
                     raise
                 log.info("waiting for the state database: %s", error)
+                self.blocked = True
             self._stop.wait(_LOCK_S)
         return None

@@ -121,7 +121,9 @@ class Asking(ShardedState):
 
 
 @contextmanager
-def sharded(settings: Settings, home: Path, here: Collection[int]) -> Iterator[tuple[ShardedState, Apply]]:
+def sharded(
+    settings: Settings, home: Path, here: Collection[int], *, synchronous: bool = True
+) -> Iterator[tuple[ShardedState, Apply]]:
     """Three shards, each with what is its own; some on this node, the others with their owners."""
     section = settings.state.model_copy(update={"placement": "sharded", "shards": 3})
     writers = {}
@@ -130,7 +132,7 @@ def sharded(settings: Settings, home: Path, here: Collection[int]) -> Iterator[t
         store = StateStore(database(paths.databases, 0), settings, share=share)
         writers[share] = (store, Position.create(paths.position))
     owners = Stores({share.shard: store for share, (store, _) in writers.items()})
-    reader = (ShardedState if len(here) == 3 else Asking)(home, "reader", section, owners)
+    reader = (ShardedState if len(here) == 3 or not synchronous else Asking)(home, "reader", section, owners)
     reader.keep(here)
 
     def apply(batch: Batch) -> None:

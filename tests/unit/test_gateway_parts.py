@@ -228,7 +228,8 @@ async def test_a_writer_that_has_no_room_is_told_in_one_line_and_takes_no_replic
     replica = SimpleNamespace(
         settings=Settings(),
         _fresh=catch_up,
-        _state=SimpleNamespace(shortage=lambda: Shortage(7_000, 200_000_000)),
+        _owners=None,
+        _state=SimpleNamespace(stopped=lambda: None, shortage=lambda: Shortage(7_000, 200_000_000)),
         _answering=SimpleNamespace(lanes={"home": None}),
         _store=SimpleNamespace(live={"home": "b1"}),
     )

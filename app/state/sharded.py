@@ -68,7 +68,9 @@ class _Here:
         self._home, self._name, self._share = home, name, shard(number, shards)
         self._failing: float | None = None
         self._tried, self._made = 0.0, 0
-        self.error: StateUnavailable | None = None
+        self.error: StateUnavailable | None = StateUnavailable(
+            f"{self._share}: found it not read yet, wanted a catch-up"
+        )
         self._open()
 
     def _open(self) -> None:

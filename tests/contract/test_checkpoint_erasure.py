@@ -1,5 +1,6 @@
 """Erasure from checkpoints: all that were there go, one without the user stands in their place."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,16 @@ from app.erasure.erased import TopicEnd
 from app.erasure.places import Subject
 from app.errors import MantaError
 from app.events.schema import EVENTS
+from app.settings import Settings
 from app.state import checkpoint
-from app.state.checkpoint import MANIFEST, restore_newest, write_checkpoint
+from app.state.batch import Batch
+from app.state.checkpoint import MANIFEST, place_of, restore_newest, write_checkpoint, write_checkpoints
 from app.state.erase_checkpoints import CheckpointsPlace
-from app.state.erasures import erase_here
-from app.state.layout import StatePaths
+from app.state.erasures import StatesHere, erase_here
+from app.state.layout import StatePaths, choose_generation, database
+from app.state.reader import EMPTY_HISTORY
+from app.state.shares import shard, shard_of, shares
+from app.state.store import StateStore
 from tests.contract.test_state_checkpoint import content, opened, settings_with
 from tests.contract.test_state_readers import event, events
 from tests.search.files import files_with
@@ -48,6 +54,40 @@ def test_they_are_replaced_by_one_without_the_user(tmp_path: Path) -> None:
     assert "removed; none could be made anew" in report.detail
     assert list((tmp_path / "store").iterdir()) == []
     assert CheckpointsPlace(settings, tmp_path).clear(SUBJECT)[0].detail == "there was none"
+
+
+def test_shards_their_checkpoints_and_what_a_command_shows_of_them(tmp_path: Path) -> None:
+    section = {"checkpoints": str(tmp_path / "store"), "placement": "sharded", "shards": 2}
+    settings = Settings.model_validate({"state": section})
+    found = StatesHere(settings, tmp_path)
+    assert found.shown(USER) == (EMPTY_HISTORY, None)
+    for share in shares(settings.state):
+        databases = StatePaths.of(tmp_path).shard(share.shard).databases
+        choose_generation(databases, 0)
+        store = StateStore(database(databases, 0), settings, share=share)
+        clicks = [event(0, "a", user=USER), event(1, "b", user="other"), event(2, "c", user=None, session="s")]
+        store.apply(Batch(events=share.taken([*clicks, event(3, None, user=USER, session="s", kind="merge")])))
+        if not share.is_shard:
+            store.apply(Batch(users=[(USER, b'{"age":3}')]))
+        store.close()
+    history, columns = found.shown(USER)
+    assert (history.item_ids, columns) == (("a", "c"), {"age": 3})
+    assert len(write_checkpoints(settings, tmp_path)) == 3
+    places = [Path(place_of(str(tmp_path / "store"), share)) for share in shares(settings.state)]
+    assert all(list(place.glob("2*/checkpoint.json")) for place in places)
+    (tmp_path / "store" / "shard-3-of-4" / "20200101T000000-abcdef").mkdir(parents=True)
+
+    subject = replace(SUBJECT, sessions=("s",))
+    found.erase(subject)
+    assert found.shown(USER)[0] == EMPTY_HISTORY
+    assert found.shown("other")[0].item_ids == ("b",)
+    (report,) = CheckpointsPlace(settings, tmp_path).clear(subject)
+    assert report.detail == "3 replaced by a new one"
+    assert files_with(tmp_path, USER) == []
+    assert not (tmp_path / "store" / "shard-3-of-4").exists()
+    mine = shard(shard_of("other", 2), 2)
+    assert restore_newest(place_of(str(tmp_path / "store"), mine), tmp_path / "new")
+    assert list(content(tmp_path / "new")["histories"]) == [b"uother"]
 
 
 def test_one_that_was_being_written_meanwhile_is_not_left_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

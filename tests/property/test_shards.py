@@ -8,16 +8,21 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app.erasure.erased import Boundary, Entry, Erased, TopicEnd
 from app.events import partitioner
-from app.events.schema import MERGE
+from app.events.schema import EVENTS, MERGE
 from app.settings import Settings
 from app.state.batch import Batch, StateEvent, session_key, user_key
+from app.state.candidates import candidates_key
+from app.state.erasures import known_together
 from app.state.joining import Join
 from app.state.memory import accepted, fold_everything
+from app.state.messages import without_erased
 from app.state.reader import Kind, UserHistory
 from app.state.shares import Share, shard, shard_of
 from app.state.store import StateStore
 from tests.property.test_state import DAY, SETTINGS, log, shown, wishes
+from tests.property.test_state_erasing import REQUESTED_MS, SALT, _merged_elsewhere
 
 NAMES = ("a", "b", "é", "nobody")
 # Sessions that merge into several users, at one time even, are what shards could see differently
@@ -121,3 +126,47 @@ def test_a_shard_takes_nothing_that_another_holds(drawn: list[dict[str, Any]], s
         takers = [number for number in range(shards) if shard(number, shards).taken([event])]
         owners = {event.user_id, event.session_id} if event.event_type == MERGE else {event.user_id or event.session_id}
         assert takers == sorted({shard_of(owner, shards) for owner in owners if owner})
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    drawn=st.lists((wishes | logins).map(lambda wish: {**wish, "event_id": None}), min_size=8, max_size=30),
+    shards=st.integers(1, 3),
+    before=st.floats(0, 1),
+    missed=st.booleans(),
+)
+def test_shards_out_of_which_somebody_was_erased_are_as_if_nothing_had_come_before(
+    drawn: list[dict[str, object]], shards: int, before: float, missed: bool
+) -> None:
+    """Each shard erases for itself, knowing from all of them together whose sessions are whose."""
+    events = log(drawn, 1, lambda key: partitioner.partition_of(key.encode(), shards))
+    events = [event for event in events if not _merged_elsewhere(event, drawn)]
+    ends: dict[int, int] = {}
+    for event in events[: round(before * len(events))]:
+        ends[event.partition] = event.offset + 1
+    boundary = Boundary(REQUESTED_MS, {EVENTS: TopicEnd("t", ends)})
+    folder = Path(tempfile.mkdtemp(prefix="m-shards-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    stores = [StateStore(folder / str(n), SETTINGS, share=shard(n, shards)) for n in range(shards)]
+    old = [event for event in events if event.offset < ends.get(event.partition, 0)]
+    new = [event for event in events if event.offset >= ends.get(event.partition, 0)]
+    try:
+        for store in stores:
+            store.topic_ids[EVENTS] = "t"
+            store.apply(Batch(events=[event for event in old if store.share.reads(EVENTS, event.partition)]))
+        sessions = known_together([store.known("a") for store in stores]).sessions
+        hashes = frozenset({SALT.key("user", "a"), *(SALT.key("session", name) for name in sessions)})
+        erased = Erased(SALT, [Entry(hashes, boundary)])
+        for store in stores:
+            if missed:
+                store.erase_known(erased)
+            else:
+                store.erase({user_key("a"): [boundary]} | {session_key(name): [boundary] for name in sessions})
+            names = {user_key("a"), candidates_key("a"), *(session_key(name) for name in sessions)}
+            left = {key for family in ("histories", "links") for key, _ in store._families[family].items()}
+            assert not names & left
+            store.apply(Batch(events=[event for event in new if store.share.reads(EVENTS, event.partition)]))
+        assert joined(stores, None) == folded(without_erased(events, erased.on(EVENTS, "t")), None)
+    finally:
+        for store in stores:
+            store.close()
+        shutil.rmtree(folder)

@@ -14,10 +14,10 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from app.erasure.places import Known, Subject
-from app.errors import MantaError
+from app.errors import MantaError, StateUnavailable
 from app.events.schema import EVENTS
 from app.settings import Settings
-from app.state.erasures import NodeErasures, known_together
+from app.state.erasures import NodeErasures, erase_left_behind, known_together
 from app.state.sharded import Looked
 from app.state.writer import StateWriterLoop
 from deployments.cluster import NAMESPACE
@@ -42,29 +42,35 @@ class StateWriter(NodeWriter):
     def __init__(self, settings: Settings, home: str) -> None:
         pyarrow.set_cpu_count(1)  # what the actor has reserved
         loop = StateWriterLoop(settings, Path(home))
+        self._settings, self._home = settings, Path(home)
         self._erasures = loop.erasures
         self._shards = ShardLoops(settings, Path(home))
         super().__init__(loop, "state-writer")
         self._retention = RetentionWatch(settings, Path(home))
 
-    def known(self, subject: Subject) -> Known | str:
-        """As `NodeErasures.known`, of the node's database and its shards; an error as text."""
+    def known(self, subject: Subject, shards: list[int]) -> Known | str:
+        """As `NodeErasures.known`, of the node's database and the shards that it keeps; an error as text."""
         try:
-            return known_together([one.known(subject.user_id, subject.ends) for one in self._all_erasures()])
+            return known_together([one.known(subject.user_id, subject.ends) for one in self._all_erasures(shards)])
         except MantaError as error:
             return str(error)
 
-    def erase(self, subject: Subject) -> str | None:
-        """As `NodeErasures.erase`, of the node's database and its shards; an error as text."""
+    def erase(self, subject: Subject, shards: list[int]) -> str | None:
+        """As `NodeErasures.erase`, of the node's database and the shards that it keeps or kept; an error as text."""
         try:
-            for one in self._all_erasures():
+            for one in self._all_erasures(shards):
                 one.erase(subject)
+            erase_left_behind(self._settings, self._home, subject, self._shards.loops.keys())
         except MantaError as error:
             return str(error)
         return None
 
-    def _all_erasures(self) -> list[NodeErasures]:
-        return [self._erasures, *(loop.erasures for loop in self._shards.loops.values())]
+    def _all_erasures(self, shards: list[int]) -> list[NodeErasures]:
+        """Of all that is written here; at least of these shards (a writer that was just started has none)."""
+        loops = self._shards.loops
+        if missing := [str(number) for number in shards if number not in loops]:
+            raise StateUnavailable(f"shards {', '.join(missing)}: found no writer yet, wanted it to run")
+        return [self._erasures, *(loop.erasures for loop in loops.values())]
 
     def keep(self, shards: list[int] | None) -> dict[int, Condition]:
         """As `ShardLoops.keep`."""
@@ -109,6 +115,7 @@ class StateSupervisor:
         self._stats_writers: dict[str, ActorHandle] = {}
         sharded = settings.state.placement == "sharded"
         self._shards = ShardMap(settings.state.shards) if sharded else None
+        self._kept: dict[str, set[int]] = {}
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="state-supervisor", daemon=True)
         self._thread.start()
@@ -132,8 +139,8 @@ class StateSupervisor:
 
     def _place(self, shards: ShardMap) -> None:
         """Tells each node which shards it keeps."""
-        keep = shards.look(self._writers.keys(), self._ask_writers({}), time.monotonic())
-        self._ask_writers(keep)
+        self._kept = shards.look(self._writers.keys(), self._ask_writers({}), time.monotonic())
+        self._ask_writers(self._kept)
 
     def _ask_writers(self, keep: Mapping[str, set[int]]) -> dict[str, dict[int, Condition]]:
         """What each node says of its shards; with nothing named it only answers."""
@@ -172,8 +179,16 @@ class StateSupervisor:
 
     def ask(self, method: str, subject: Subject) -> dict[str, Any]:
         """What each node's writer says to `known` or `erase`; one that says nothing: why, as text."""
-        asked = {node: getattr(writer, method).remote(subject) for node, writer in dict(self._writers).items()}
-        return {WRITER_PREFIX + node[:8]: _told(ref) for node, ref in asked.items()}
+        kept = self._kept
+        asked = {
+            node: getattr(writer, method).remote(subject, sorted(kept.get(node, ())))
+            for node, writer in dict(self._writers).items()
+        }
+        told = {WRITER_PREFIX + node[:8]: _told(ref) for node, ref in asked.items()}
+        everywhere = set().union(*(kept[node] for node in asked if node in kept))
+        if self._shards is not None and len(everywhere) < self._settings.state.shards:
+            told["shards"] = "found shards without a node, wanted each to have one"
+        return told
 
     def stop(self) -> None:
         """Ends all writers, and keeps none any more."""

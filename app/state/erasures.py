@@ -4,7 +4,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -169,7 +169,7 @@ class StatesHere:
         """
         section, columns = self._settings.state, None
         if self._has(node_share(section)):
-            history, columns = self._with_store(node_share(section), lambda store: store.shown(user_id))
+            history, columns = self.with_store(node_share(section), lambda store: store.shown(user_id))
             if section.placement == "node":
                 return history, columns
         if not any(self._has(share) for share in shares(section) if share.is_shard):
@@ -183,7 +183,7 @@ class StatesHere:
 
             found: Sequence[Found] | StateUnavailable = StateUnavailable(f"shard {number}: found no database here")
             return (
-                self._with_store(shard(number, section.shards), work)
+                self.with_store(shard(number, section.shards), work)
                 if self._has(shard(number, section.shards))
                 else found
             )
@@ -201,9 +201,12 @@ class StatesHere:
 
     def _with_stores(self, work: Callable[[StateStore], Any]) -> list[Any]:
         """What the work says of each database that is here."""
-        return [self._with_store(share, work) for share in shares(self._settings.state) if self._has(share)]
+        return [self.with_store(share, work) for share in shares(self._settings.state) if self._has(share)]
 
-    def _with_store(self, share: Share, work: Work) -> Any:
+    def with_store(self, share: Share, work: Work) -> Any:
+        """What the work says of a database; None where it is not here."""
+        if not self._has(share):
+            return None
         databases = StatePaths.of(self._home).shard(share.shard).databases
         generation = current_generation(databases)
         store = StateStore(database(databases, generation), self._settings, generation=generation, share=share)
@@ -211,6 +214,21 @@ class StatesHere:
             return work(store)
         finally:
             store.close()
+
+
+def erase_left_behind(settings: Settings, home: Path, subject: Subject, kept: Collection[int]) -> None:
+    """Takes the subject out of shards that have gone to other nodes and of which this disk still has a copy.
+
+    One that a writer of another node holds (nodes may share a disk) is that writer's.
+    """
+    states, section = StatesHere(settings, home), settings.state
+    gone = [share for share in shares(section) if share.is_shard and share.shard not in kept]
+    for share in gone:
+        try:
+            states.with_store(share, lambda store: erase_here(store, home, subject))
+        except StateUnavailable as error:
+            if not is_held_by_another(error):
+                raise
 
 
 def known_together(found: Sequence[Known]) -> Known:

@@ -14,7 +14,7 @@ from app.state import checkpoint
 from app.state.batch import Batch
 from app.state.checkpoint import MANIFEST, place_of, restore_newest, write_checkpoint, write_checkpoints
 from app.state.erase_checkpoints import CheckpointsPlace
-from app.state.erasures import StatesHere, erase_here
+from app.state.erasures import StatesHere, erase_here, erase_left_behind
 from app.state.layout import StatePaths, choose_generation, database
 from app.state.reader import EMPTY_HISTORY
 from app.state.shares import shard, shard_of, shares
@@ -78,6 +78,10 @@ def test_shards_their_checkpoints_and_what_a_command_shows_of_them(tmp_path: Pat
     (tmp_path / "store" / "shard-3-of-4" / "20200101T000000-abcdef").mkdir(parents=True)
 
     subject = replace(SUBJECT, sessions=("s",))
+    erase_left_behind(settings, tmp_path, subject, [shard_of(USER, 2), shard_of("s", 2)])
+    assert found.shown(USER)[0].version == history.version
+    erase_left_behind(settings, tmp_path, subject, [])  # of shards that are kept elsewhere
+    assert found.shown(USER) == (EMPTY_HISTORY, columns)
     found.erase(subject)
     assert found.shown(USER)[0] == EMPTY_HISTORY
     assert found.shown("other")[0].item_ids == ("b",)

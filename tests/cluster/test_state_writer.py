@@ -19,14 +19,8 @@ from app.events.topics import ensure_topics
 from app.settings import Settings
 from app.state.replica import StateReplica
 from deployments.cluster import attach
-from deployments.node_actors import SUPERVISOR
-from deployments.state_writer import (
-    WRITER_PREFIX,
-    ensure_state_writers,
-    state_lag,
-    state_status,
-    stop_state_writers,
-)
+from deployments.node_actors import SUPERVISOR, WRITER_PREFIX
+from deployments.state_writer import ensure_state_writers, state_lag, state_status, stop_state_writers
 
 T = TypeVar("T")
 pytestmark = [pytest.mark.cluster, pytest.mark.kafka, pytest.mark.faults]

@@ -187,18 +187,19 @@ def _owners(events: pa.Table) -> tuple[pa.Array, pa.Table]:
     merges = events.filter(is_merge)
     rest = pc.invert(is_merge).combine_chunks()
     if len(merges):
-        merged: dict[str, tuple[str, Any]] = {}
+        merged: dict[str, tuple[Any, str]] = {}  # the first by (event time, user), as in the state
         for session, user, time in zip(
             merges["session_id"].to_pylist(),
             merges["user_id"].to_pylist(),
             merges["event_time"].to_pylist(),
             strict=True,
         ):
-            merged.setdefault(f"s{session}", (f"u{user}", time))
+            link = (time, f"u{user}")
+            merged[f"s{session}"] = min(link, merged.get(f"s{session}", link))
         times = events["event_time"].to_pylist()
         owners = pa.array(
             [
-                merged[owner][0] if owner in merged and time <= merged[owner][1] else owner
+                merged[owner][1] if owner in merged and time <= merged[owner][0] else owner
                 for owner, time in zip(owners.to_pylist(), times, strict=True)
             ],
             pa.string(),

@@ -88,6 +88,16 @@ def test_a_merged_session_is_the_users_up_to_the_merge() -> None:
     assert found.sessions.sum() == 2
 
 
+def test_of_merges_at_one_time_the_first_user_has_the_session_wherever_they_stand() -> None:
+    found = made(
+        (None, "s", "a", "rating", 1, 0, 0),
+        ("v", "s", None, "merge", 2, 0, 1),
+        ("u", "s", None, "merge", 2, 1, 1),
+        ("w", "s", None, "merge", 3, 0, 2),
+    )
+    assert events_of(found) == [("u", "a")]
+
+
 def test_remove_takes_out_what_came_before_it() -> None:
     found = made(
         ("u", None, "a", "rating", 1, 0, 0),

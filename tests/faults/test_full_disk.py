@@ -14,7 +14,7 @@ from confluent_kafka import TIMESTAMP_CREATE_TIME
 
 from app.events.schema import EVENTS
 from app.settings import Settings
-from app.state import room, writer
+from app.state import feed, room
 from app.state.feed import Read
 from app.state.layout import StatePaths
 from app.state.replica import StateReplica
@@ -59,6 +59,7 @@ class Feed:
 
     end = 0
     topic_ids: dict[str, str] = {}  # noqa: RUF012 - as the feed's
+    partitions: dict[str, int] = {EVENTS: 1}  # noqa: RUF012 - as the feed's
     connected, error = True, None
 
     def __init__(self, _: object, offsets: dict[str, dict[int, int]], *__: object, **___: object) -> None:
@@ -89,7 +90,7 @@ class Feed:
 @pytest.fixture
 def log() -> Iterator[type[Feed]]:
     Feed.end = 0
-    with patch.object(writer, "StateFeed", Feed), patch.object(stats_writer, "StateFeed", Feed):
+    with patch.object(feed, "StateFeed", Feed), patch.object(stats_writer, "StateFeed", Feed):
         yield Feed
 
 

@@ -22,6 +22,7 @@ class Slow:
     def __init__(self) -> None:
         self.polls = 0
         self.topic_ids: dict[str, str] = {}
+        self.partitions = {EVENTS: 1}
 
     def poll(self, _timeout_s: float, _most: int) -> Read:
         self.polls += 1

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
+from tests.search.varint import signed, varint
+
 _SYNC_BYTES = 16
 
 
@@ -49,11 +51,5 @@ def _bytes(data: bytes, place: int) -> tuple[bytes, int]:
 
 def _long(data: bytes, place: int) -> tuple[int, int]:
     """A zigzag number and the place behind it."""
-    value = shift = 0
-    while True:
-        byte = data[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            return (value >> 1) ^ -(value & 1), place
+    zigzag, place = varint(data, place)
+    return signed(zigzag), place

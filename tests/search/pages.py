@@ -6,6 +6,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.search.varint import signed, varint
+
 # Fields of Thrift's PageHeader that are needed.
 _TYPE, _UNPACKED, _PACKED, _V2 = 1, 2, 3, 8
 _V2_REPETITION, _V2_DEFINITION, _V2_IS_COMPRESSED = 6, 5, 7
@@ -60,8 +62,8 @@ def _struct(data: bytes, place: int) -> tuple[dict[int, Any], int]:
         if step:
             number += step
         else:
-            zigzag, place = _varint(data, place)
-            number = _signed(zigzag)
+            zigzag, place = varint(data, place)
+            number = signed(zigzag)
         fields[number], place = _value(data, place, kind)
     return fields, place + 1
 
@@ -72,12 +74,12 @@ def _value(data: bytes, place: int, kind: int) -> tuple[Any, int]:
     if kind == _BYTE:
         return data[place], place + 1
     if kind in (_I16, _I32, _I64):
-        zigzag, place = _varint(data, place)
-        return _signed(zigzag), place
+        zigzag, place = varint(data, place)
+        return signed(zigzag), place
     if kind == _DOUBLE:
         return None, place + 8
     if kind == _BINARY:
-        size, place = _varint(data, place)
+        size, place = varint(data, place)
         return data[place : place + size], place + size
     if kind == _STRUCT:
         return _struct(data, place)
@@ -90,7 +92,7 @@ def _list(data: bytes, place: int) -> tuple[list[Any], int]:
     size, kind = data[place] >> 4, data[place] & 15
     place += 1
     if size == 15:
-        size, place = _varint(data, place)
+        size, place = varint(data, place)
     found = []
     for _ in range(size):
         if kind in (_TRUE, _FALSE):  # in a list each stands in a byte
@@ -99,18 +101,3 @@ def _list(data: bytes, place: int) -> tuple[list[Any], int]:
             value, place = _value(data, place, kind)
         found.append(value)
     return found, place
-
-
-def _signed(zigzag: int) -> int:
-    return (zigzag >> 1) ^ -(zigzag & 1)
-
-
-def _varint(data: bytes, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            return value, place

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
+from tests.search.varint import varint
+
 _MAGIC = 0x88E241B785F4CFF7
 _FOOTER, _TRAILER = 53, 5
 _OWN_INDEX_FROM = 6  # format version from which the index is named in the meta index
@@ -26,8 +28,8 @@ def sst_contents(data: bytes) -> Iterator[bytes]:
     footer = data[-_FOOTER:]
     version = struct.unpack("<I", footer[41:45])[0]
     if version < _OWN_INDEX_FROM:
-        offset, place = _varint(footer, 1)
-        size, place = _varint(footer, place)
+        offset, place = varint(footer, 1)
+        size, place = varint(footer, place)
         index = _handle(footer, place)[0]
         meta = _block(data, offset, size)
     else:
@@ -68,7 +70,7 @@ def _block(data: bytes, offset: int, size: int) -> bytes:
         return body
     if kind not in _CODECS:
         raise ValueError(f"SST: found compression {kind}, wanted one of {sorted(_CODECS)}")
-    length, start = _varint(body, 0)
+    length, start = varint(body, 0)
     packed = body if kind == 1 else body[start:]
     return bytes(pa.Codec(_CODECS[kind]).decompress(packed, length))
 
@@ -77,9 +79,9 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     """(key, value) with whole keys."""
     end, place, key = _entries_end(block), 0, b""
     while place < end:
-        shared, place = _varint(block, place)
-        own, place = _varint(block, place)
-        size, place = _varint(block, place)
+        shared, place = varint(block, place)
+        own, place = varint(block, place)
+        size, place = varint(block, place)
         key = key[:shared] + block[place : place + own]
         place += own
         yield key, block[place : place + size]
@@ -91,15 +93,15 @@ def _handles(index: bytes) -> Iterator[tuple[int, int]]:
     end, place, before = _entries_end(index), 0, (0, 0)
     sized = _is_sized(index, end)
     while place < end:
-        shared, place = _varint(index, place)
-        own, place = _varint(index, place)
+        shared, place = varint(index, place)
+        own, place = varint(index, place)
         if sized:
-            _, place = _varint(index, place)
+            _, place = varint(index, place)
         place += own
         if sized or not shared:
             before, place = _handle(index, place)
         else:
-            change, place = _varint(index, place)
+            change, place = varint(index, place)
             offset, size = before
             before = (offset + size + _TRAILER, size + ((change >> 1) ^ -(change & 1)))
         yield before
@@ -107,9 +109,9 @@ def _handles(index: bytes) -> Iterator[tuple[int, int]]:
 
 def _is_sized(index: bytes, end: int) -> bool:
     """Whether the first entry says how long its value is: then its handle, at offset 0, fills just that."""
-    _, place = _varint(index, 0)
-    own, place = _varint(index, place)
-    size, place = _varint(index, place)
+    _, place = varint(index, 0)
+    own, place = varint(index, place)
+    size, place = varint(index, place)
     start = place + own
     if start + size > end:
         return False
@@ -127,17 +129,6 @@ def _entries_end(block: bytes) -> int:
 
 
 def _handle(data: bytes, place: int) -> tuple[tuple[int, int], int]:
-    offset, place = _varint(data, place)
-    size, place = _varint(data, place)
+    offset, place = varint(data, place)
+    size, place = varint(data, place)
     return (offset, size), place
-
-
-def _varint(data: bytes, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            return value, place

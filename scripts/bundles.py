@@ -1,6 +1,5 @@
 """`manta bundles`: what there is, what is live, and the ways to change it."""
 
-import time
 import urllib.error
 import urllib.request
 from dataclasses import asdict
@@ -14,16 +13,13 @@ from app.errors import MantaError
 from deployments.processes import marked
 from deployments.run import Run, running
 from scripts import show
-from scripts.endpoint import Away, call
+from scripts.endpoint import asked_again, call
 from scripts.session import open_session
 
 if TYPE_CHECKING:
     from app.bundles.registry import Registry
 
 BundleId = Annotated[str, typer.Argument(metavar="ID", help="Id of the bundle.")]
-# A promotion is followed to its end, over a gateway's restart too; an endpoint that is away for longer is given up.
-AWAY_S = 60.0
-POLL_S = 0.2
 Promoted = dict[str, Any]
 
 
@@ -190,19 +186,12 @@ def _registry() -> "Registry":
 def _follow(run: Run, begun: Promoted) -> Promoted:
     """Waits for the end of a promotion; every step of it has its own time limit."""
     promotion, told = begun, ""
-    answered = time.monotonic()
+    answers = asked_again(run.endpoint, f"/v1/promotions/{begun['promotion']}")
     while promotion["state"] == "loading":
-        try:
-            promotion = call(run.endpoint, f"/v1/promotions/{begun['promotion']}")
-            answered = time.monotonic()
-        except Away:
-            if time.monotonic() - answered > AWAY_S:
-                raise
-        if promotion["state"] == "loading":
-            if (line := _progress(promotion)) != told:
-                show.say(line)
-                told = line
-            time.sleep(POLL_S)
+        if (line := _progress(promotion)) != told:
+            show.say(line)
+            told = line
+        promotion = next(answers)
     return promotion
 
 

@@ -1,13 +1,18 @@
 """Requests of commands to the endpoint of the system that runs."""
 
 import json
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from typing import Any
 
 from app.errors import MantaError
 
 _ANSWER_S = 70.0
+# What runs there is followed to its end; an endpoint that is away for longer is given up.
+AWAY_S = 60.0
+POLL_S = 0.2
 
 
 class Away(MantaError):
@@ -33,6 +38,26 @@ def call(endpoint: str, path: str, body: dict[str, Any] | None = None, *, method
         raise _problem(endpoint, error) from None
     except OSError as error:
         raise Away(f"the endpoint {endpoint} does not answer: {error}") from None
+
+
+def asked_again(endpoint: str, path: str) -> Iterator[dict[str, Any]]:
+    """One answer after another, with a pause between them, over a gateway's restart too.
+
+    Raises:
+        Away: the endpoint has been away for longer than `AWAY_S`.
+        MantaError: as `call`.
+    """
+    answered = time.monotonic()
+    while True:
+        try:
+            found = call(endpoint, path)
+        except Away:
+            if time.monotonic() - answered > AWAY_S:
+                raise
+        else:
+            answered = time.monotonic()
+            yield found
+        time.sleep(POLL_S)
 
 
 def _problem(endpoint: str, error: urllib.error.HTTPError) -> MantaError:

@@ -1,7 +1,6 @@
 """Commands about users: show, erase."""
 
 import os
-import time
 import urllib.parse
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,14 +10,11 @@ from app.errors import MantaError, NotFound
 from deployments.run import Run, running
 from scripts import show
 from scripts.bundles import serving
-from scripts.endpoint import Away, call
+from scripts.endpoint import asked_again, call
 from scripts.session import Session, open_session
 
 if TYPE_CHECKING:
     from app.state.reader import UserHistory
-
-_POLL_S = 0.3
-_AWAY_S = 60.0
 
 UserId = Annotated[str, typer.Argument(metavar="ID", help="The user's id.")]
 Document = dict[str, Any]
@@ -65,21 +61,15 @@ def _erase_there(run: Run, user_id: str) -> Document:
     path = "/v1/users/" + urllib.parse.quote(user_id, safe="")
     begun = call(run.endpoint, path, method="DELETE")
     show.say(f"erasure {begun['erasure']}")
-    answered, told = time.monotonic(), 0
+    told = 0
+    answers = asked_again(run.endpoint, f"/v1/erasures/{begun['erasure']}")
     while True:
-        try:
-            found = call(run.endpoint, f"/v1/erasures/{begun['erasure']}")
-            answered = time.monotonic()
-        except Away:
-            if time.monotonic() - answered > _AWAY_S:
-                raise
-            found = {"state": "running", "places": []}
+        found = next(answers)
         for place in found["places"][told:]:
             show.say(f"{place['place']}: {place.get('detail') or 'clear'}")
         told = max(told, len(found["places"]))
         if found["state"] != "running":
             return found
-        time.sleep(_POLL_S)
 
 
 def _erase_here(session: Session, user_id: str) -> Document:

@@ -61,7 +61,7 @@ class Endpoint:
 
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    monkeypatch.setattr(bundles, "POLL_S", 0.01)
+    monkeypatch.setattr("scripts.endpoint.POLL_S", 0.01)
     endpoint = Endpoint()
     yield endpoint
     endpoint.close()
@@ -122,7 +122,7 @@ def test_what_is_refused_at_once_or_live_already(
 def test_an_endpoint_that_stays_away_is_given_up(
     tmp_path: Path, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundles, "AWAY_S", 0.05)
+    monkeypatch.setattr("scripts.endpoint.AWAY_S", 0.05)
     endpoint.answers = [(202, promotion("loading")), *[(503, {"detail": "the coordinator does not answer"})] * 1000]
     with pytest.raises(MantaError, match="the coordinator does not answer"):
         bundles.promote_live(up(tmp_path, endpoint.url), "b1", None, force=False, expected=None)

@@ -37,4 +37,7 @@ def _is_half(name: str, current: int) -> bool:
 
 def _changed(folder: Path) -> float:
     """When a file was last put into the folder, or one of its files written (links keep the files' own times)."""
-    return max(folder.stat().st_mtime, *(file.stat().st_mtime for file in folder.iterdir()), 0.0)
+    try:
+        return max(folder.stat().st_mtime, *(file.stat().st_mtime for file in folder.iterdir()), 0.0)
+    except FileNotFoundError:  # somebody is at work in it
+        return time.time()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -374,7 +375,14 @@ class running:  # noqa: N801 - reads as a phrase
 
     def __init__(self, settings: Settings, home: Path, share: Share | None = None) -> None:
         self._loop = StateWriterLoop(settings, home, share)
-        self._thread = threading.Thread(target=self._loop.run)
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        try:
+            self._loop.run()
+        except BaseException:
+            traceback.print_exc()  # a test that waits for it in vain shows why
+            raise
 
     def __enter__(self) -> StateWriterLoop:
         self._thread.start()

@@ -1,6 +1,7 @@
 """What others have left on the disk is removed, and nothing that anybody uses."""
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -56,6 +57,29 @@ def test_halves_go_after_a_day_and_readers_of_the_dead_at_once(tmp_path: Path) -
     assert remove_leftovers(tmp_path) == ["00000002"]
     assert sorted(path.name for path in paths.databases.iterdir()) == ["00000001", "current"]
     replica.close()
+
+
+def test_a_rebuild_that_writes_and_removes_files_meanwhile_harms_nobody(tmp_path: Path) -> None:
+    paths = StatePaths.of(tmp_path)
+    choose_generation(paths.databases, 1)
+    half, over = database(paths.databases, 2), threading.Event()
+    half.mkdir()
+
+    def rebuild() -> None:
+        while not over.is_set():
+            for number in range(20):
+                (half / f"{number:06d}.log").write_text("x")
+            for number in range(20):
+                (half / f"{number:06d}.log").unlink()
+
+    thread = threading.Thread(target=rebuild)
+    thread.start()
+    try:
+        assert [remove_leftovers(tmp_path) for _ in range(300)] == [[]] * 300
+    finally:
+        over.set()
+        thread.join()
+    assert half.exists()
 
 
 def test_a_reader_marks_its_folder_for_as_long_as_it_is_open(tmp_path: Path) -> None:

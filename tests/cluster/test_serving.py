@@ -30,7 +30,7 @@ from deployments.status import processes
 from tests.cluster.manta import START_S, free_port, manta
 from tests.unit.tiny_bundle import register_tiny
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2 * START_S)]
+pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(2 * START_S)]
 
 SETTINGS = """
 surfaces:

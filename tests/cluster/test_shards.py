@@ -1,9 +1,6 @@
 """Shards on a cluster of two nodes: one joins and takes its share, dies, and its shards are read elsewhere."""
 
 import asyncio
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -21,15 +18,15 @@ from app.settings import Settings
 from app.state.sharded import ShardedState
 from app.state.shares import shard_of
 from deployments.cluster import attach
-from deployments.environment import child_environment, environment
 from deployments.node_actors import SUPERVISOR
 from deployments.owners import ShardOwners
 from deployments.positions import ShardPositions
 from deployments.run import Run
 from deployments.state_writer import ensure_state_writers, state_lag, state_status, stop_state_writers
+from tests.cluster.another_node import AnotherNode
 
 T = TypeVar("T")
-pytestmark = [pytest.mark.cluster, pytest.mark.kafka, pytest.mark.faults]
+pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.kafka, pytest.mark.faults]
 SHARDS = 2
 
 
@@ -61,30 +58,6 @@ def system(own_kafka: tuple[str, Path], short_home: Path) -> Iterator[tuple[Sett
         assert attached.run is not None
         yield attached.settings, attached.run
         stop_state_writers()
-
-
-class AnotherNode:
-    """A second raylet on this machine, whose nodes share a disk."""
-
-    def __init__(self, settings: Settings, run: Run) -> None:
-        # Ray would look for the head on this machine's outer address
-        start = (
-            "from ray._private import services; services.resolve_ip_for_localhost = lambda host: host; "
-            "from deployments.head import main; main()"
-        )
-        options = [f"--address={run.address}", "--node-ip-address=127.0.0.1", "--num-cpus=1", "--block"]
-        command = [sys.executable, "-c", start, "start", *options]
-        variables = child_environment(environment(settings, run.home, run.ports, run.session))
-        variables["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "1"  # Ray asks for it on loopback
-        self._process = subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL, start_new_session=True)
-
-    def kill(self) -> None:
-        import psutil
-
-        mine = psutil.Process(self._process.pid)
-        for process in (*mine.children(recursive=True), mine):
-            process.send_signal(signal.SIGKILL)
-        self._process.wait()
 
 
 async def test_a_shard_moves_to_a_node_that_joins_and_back_when_it_dies(system: tuple[Settings, Run]) -> None:

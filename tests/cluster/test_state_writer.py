@@ -23,7 +23,7 @@ from deployments.node_actors import SUPERVISOR, WRITER_PREFIX
 from deployments.state_writer import ensure_state_writers, state_lag, state_status, stop_state_writers
 
 T = TypeVar("T")
-pytestmark = [pytest.mark.cluster, pytest.mark.kafka, pytest.mark.faults]
+pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.kafka, pytest.mark.faults]
 
 
 def until(ask: Callable[[], T], seconds: float = 30.0) -> T:

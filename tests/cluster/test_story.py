@@ -18,7 +18,7 @@ from scripts.movielens import load_ratings
 from tests.cluster.erased import erase_one
 from tests.cluster.manta import START_S, free_port, listens, manta
 
-pytestmark = [pytest.mark.kafka, pytest.mark.cluster, pytest.mark.timeout(2 * START_S)]
+pytestmark = [pytest.mark.kafka, pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(2 * START_S)]
 
 Json = dict[str, Any]
 EVENTS, COLD_ITEMS = 6000, 50

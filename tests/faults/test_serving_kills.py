@@ -25,7 +25,13 @@ from scripts import apache_kafka
 from tests.cluster.manta import START_S, free_port, manta
 from tests.unit.tiny_bundle import register_tiny
 
-pytestmark = [pytest.mark.kafka, pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(2 * START_S)]
+pytestmark = [
+    pytest.mark.kafka,
+    pytest.mark.cluster,
+    pytest.mark.alone,
+    pytest.mark.faults,
+    pytest.mark.timeout(2 * START_S),
+]
 
 CLIENTS = 4
 PAUSE_S = 0.02

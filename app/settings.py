@@ -5,18 +5,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from app.errors import SettingsError
+from app.section import Section
 from app.surfaces import SurfaceSettings
 
 PREFIX = "MANTA_"
 # Variables of the same prefix that are not settings.
 NOT_SETTINGS = frozenset({"MANTA_HOME", "MANTA_SETTINGS", "MANTA_CACHE", "MANTA_SESSION", "MANTA_TEST", "MANTA_FAULT"})
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class HttpSettings(Section):
@@ -42,7 +39,12 @@ class KafkaSettings(Section):
     bootstrap_servers: str = Field("", description="`HOST:PORT[,...]`; empty: the embedded broker, for trying out.")
     partitions: int = Field(4, ge=1, le=1024, description="Partitions of topics that Manta creates.")
     replication_factor: int = Field(1, ge=1, description="Replicas of topics that Manta creates.")
-    max_in_flight_events: int = Field(20_000, ge=1, description="Unacknowledged events a gateway holds; beyond: 503.")
+    max_in_flight_events: int = Field(
+        20_000,
+        ge=2_000,
+        description="Unacknowledged messages a gateway holds; beyond: 503. At least what one request may bring: 1,000 "
+        "events, of which a merge is two messages.",
+    )
     linger_ms: float = Field(1.0, ge=0, description="How long the producer gathers a batch.")
     delivery_timeout_s: float = Field(3.0, gt=0, description="After this an unacknowledged event is a 503.")
     alarm_h: float = Field(

@@ -2,30 +2,26 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from app.section import Section
 
 
-class SourceSettings(BaseModel):
+class SourceSettings(Section):
     """How many candidates one source of the bundle contributes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     family: str = Field(description="Candidate family as the bundle names it (`item_knn`, `ease`, `content` ...).")
     k: int = Field(100, ge=1, le=2000, description="Candidates taken from this source.")
 
 
-class RuleSettings(BaseModel):
+class RuleSettings(Section):
     """What an answer must obey on every rung of the ladder."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     seen: Literal["never", "allowed"] = Field("never", description="`never`: items of the history are not shown again.")
 
 
-class SurfaceSettings(BaseModel):
+class SurfaceSettings(Section):
     """One surface. Adding one is configuration, never code."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     topology: Literal["colocated", "distributed"] = Field(
         "colocated", description="`colocated`: stages inside the gateway; `distributed`: own deployments."

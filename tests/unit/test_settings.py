@@ -44,6 +44,12 @@ def test_a_surface_can_be_changed_from_the_environment(tmp_path: Path) -> None:
         ("{}", {"MANTA_HTTP__PROT": "1"}, ["environment", "MANTA_HTTP__PROT", "no such key"]),
         ("{}", {"MANTA_NOPE": "1"}, ["environment", "MANTA_NOPE", "no such key"]),
         ("{}", {"MANTA_HTTP__PORT": "x"}, ["environment", "MANTA_HTTP__PORT", "'x'"]),
+        ("http: {port: true}", {}, ["http.port", "True", "number"]),
+        ("{}", {"MANTA_STATE__TTL_DAYS": "yes"}, ["environment", "MANTA_STATE__TTL_DAYS", "True", "number"]),
+        ("stats: {trending_hours: [true, 2]}", {}, ["stats.trending_hours", "number"]),
+        ("surfaces: {home: {k: on}}", {}, ["surfaces.home.k", "True", "number"]),
+        ("surfaces: {home: {event_weights: {click: true}}}", {}, ["surfaces.home.event_weights", "number"]),
+        ("kafka: {max_in_flight_events: 1999}", {}, ["kafka.max_in_flight_events", "1999", "2000"]),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, environ: dict[str, str], named: list[str]) -> None:

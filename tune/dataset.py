@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from app.errors import MantaError
 from app.evaluation.splits import TimeSplit, by_time
+from app.events.ahead import plausible
 from app.events.columns import EVENT_COLUMNS as EVENT_SCHEMA
 from app.events.schema import EVENTS, ITEMS
+from app.lake.commit import ARRIVAL_TIME
 from app.lake.snapshot import Snapshot, snapshot
-from app.lake.tables import open_lake
+from app.lake.tables import ARRIVED, open_lake
 from app.models.interactions import Catalogue, Interactions
 from app.settings import LearnSettings, Settings
 from app.time_to_live import in_ms
@@ -96,11 +98,10 @@ def _read(events: Snapshot, weights: Mapping[str, float]) -> pa.Table:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    held, names = dict(weights), list(EVENT_COLUMNS)
+    held = dict(weights)
 
     def read(batch: pa.Table) -> pa.Table:
-        tables = [pq.read_table(file, columns=names).select(names).cast(schema) for file in batch["file"].to_pylist()]
-        return weighted(pa.concat_tables(tables), held)
+        return weighted(pa.concat_tables([rows_of(file) for file in batch["file"].to_pylist()]), held)
 
     # Ray Data's own Parquet reader starts a dozen workers for many small files: 40 s for what takes 4.
     files = ray.data.from_items([{"file": part.path} for part in parts])
@@ -110,6 +111,14 @@ def _read(events: Snapshot, weights: Mapping[str, float]) -> pa.Table:
     )
     found = [table for table in ray.get(rows.to_arrow_refs()) if len(table)]
     return pa.concat_tables(found) if found else weighted(schema.empty_table(), weights)
+
+
+def rows_of(file: str) -> pa.Table:
+    """`EVENT_COLUMNS` of a Parquet file of events, but for those of a wrong clock: time is counted from the newest."""
+    schema = pa.schema([EVENT_SCHEMA.field(name) for name in EVENT_COLUMNS])
+    names = [*EVENT_COLUMNS, ARRIVAL_TIME]  # null in a file from before the column was there
+    found = pq.read_table(file, columns=names, schema=schema.append(ARRIVED))
+    return plausible(found, "event_time", ARRIVAL_TIME).select(schema.names).cast(schema)
 
 
 def weighted(events: pa.Table, weights: Mapping[str, float]) -> pa.Table:

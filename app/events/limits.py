@@ -19,7 +19,10 @@ _ASKED = (
     "segment.ms",
     "max.compaction.lag.ms",
     "delete.retention.ms",
+    "message.timestamp.after.max.ms",
 )
+MOST_AHEAD_MS = 3_600_000  # what Kafka 4 takes by itself
+_DAY_MS = 24 * _HOUR_MS
 _CHECKS_MS = 900_000  # between the broker's looks, until the file is removed: 6 minutes by default
 _NEVER_MS = 2**62  # what brokers say for a lag without bound is more
 
@@ -36,6 +39,7 @@ class Limits:
             deleted or compacted.
         compaction_lag_ms: after so much what is superseded is compacted; -1: no bound.
         tombstone_ms: so long the message that something is withdrawn stays once it has been compacted.
+        ahead_ms: a message whose timestamp is further ahead of the broker's clock is refused; None: it does not say.
     """
 
     policy: str = "delete"
@@ -44,6 +48,7 @@ class Limits:
     segment_ms: int = _SEGMENT_MS
     compaction_lag_ms: int = UNLIMITED
     tombstone_ms: int = _TOMBSTONE_MS
+    ahead_ms: int | None = None
 
     @property
     def deletes(self) -> bool:
@@ -61,10 +66,11 @@ def topic_limits(admin: KafkaAdminClient, topics: Sequence[str]) -> dict[str, Li
 
 
 def _limits(answer: dict[str, dict[str, Any]]) -> Limits:
-    policy, *numbers = (answer.get(name, {}).get("value") for name in _ASKED)
+    policy, *numbers, ahead = (answer.get(name, {}).get("value") for name in _ASKED)
     standing = (UNLIMITED, UNLIMITED, _SEGMENT_MS, UNLIMITED, _TOMBSTONE_MS)
     kept, size, segment, lag, tombstone = (int(found or one) for found, one in zip(numbers, standing, strict=True))
-    return Limits(str(policy or "delete"), kept, size, segment, UNLIMITED if lag > _NEVER_MS else lag, tombstone)
+    lag = UNLIMITED if lag > _NEVER_MS else lag
+    return Limits(str(policy or "delete"), kept, size, segment, lag, tombstone, None if ahead is None else int(ahead))
 
 
 def refuse_compaction(limits: dict[str, Limits]) -> None:
@@ -99,6 +105,11 @@ def complaints(limits: dict[str, Limits], least_h: float) -> Iterator[str]:
             yield (
                 f"topic {topic}: found retention.ms={kept.retention_ms} ({hours:.3g} h), wanted kafka.alarm_h="
                 f"{least_h:g} h or more: readers that are away for longer lose messages"
+            )
+        if kept.ahead_ms is not None and kept.ahead_ms > _DAY_MS:
+            yield (
+                f"topic {topic}: found message.timestamp.after.max.ms={kept.ahead_ms}, wanted {MOST_AHEAD_MS}: a "
+                "producer whose clock is years ahead is believed"
             )
 
 

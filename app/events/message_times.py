@@ -26,11 +26,13 @@ class MessageTimes:
         )
         self._consumer = Consumer(config, logger=QuietLogger())
 
-    def at(self, places: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
+    def at(self, places: Mapping[tuple[str, int], int], *, upto_ms: int | None = None) -> dict[tuple[str, int], int]:
         """Milliseconds of the first message at or behind an offset; a partition without one is left out.
 
         Args:
             places: (topic, partition) → offset.
+            upto_ms: messages of later times are passed over: their clock was wrong, and says nothing of those behind
+                them. None: all count.
         """
         known: dict[tuple[str, int], int] = {}
         waiting = set(places)
@@ -42,7 +44,10 @@ class MessageTimes:
                 continue
             place = (message.topic(), message.partition())
             if message.error() is None:
-                known[place] = message.timestamp()[1]
+                moment = message.timestamp()[1]
+                if upto_ms is not None and moment > upto_ms:
+                    continue
+                known[place] = moment
             waiting.discard(place)
         self._consumer.unassign()
         return known

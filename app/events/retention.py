@@ -14,6 +14,7 @@ from app.events.topics import administration, bounds
 from app.settings import KafkaSettings
 
 _HOUR_MS = 3_600_000
+_APART_MS = 600_000  # that clocks may differ by
 
 Place = tuple[str, int]  # topic, partition
 
@@ -75,15 +76,17 @@ def measure(
         limits = topic_limits(admin, list(held))
         sizes = _sizes(admin, list(held))
     finite = [one for topic, one in held.items() if limits[topic].deletes]
-    times = MessageTimes(settings)
+    times, latest = MessageTimes(settings), now + _APART_MS
     found = []
     try:
-        first_times = times.at({(one.topic, part): one.first[part] for one in finite for part in one.first})
+        first_times = times.at(
+            {(one.topic, part): one.first[part] for one in finite for part in one.first}, upto_ms=latest
+        )
         for reader, read in readers.items():
             wanted = [one for one in finite if one.topic in read]
             asked = {(one.topic, p): _next(one, read[one.topic], p) for one in wanted for p in one.end}
             unread = {place: at for place, at in asked.items() if at < held[place[0]].end[place[1]]}
-            next_times = times.at(unread) if unread else {}
+            next_times = times.at(unread, upto_ms=latest) if unread else {}
             for one in wanted:
                 logs = {
                     part: LogState(

@@ -2,16 +2,17 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from kafka import TopicPartition
 from kafka.admin import KafkaAdminClient, OffsetSpec
-from kafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from kafka.errors import InvalidConfigurationError, KafkaError, TopicAlreadyExistsError, for_code
 from kafka.protocol.consumer import IsolationLevel
 
 from app.errors import BrokerUnavailable
 from app.events.connection import admin_config, bootstrap_servers, check_connection, guarded
-from app.events.limits import complaints, refuse_compaction, topic_limits
+from app.events.limits import MOST_AHEAD_MS, complaints, refuse_compaction, topic_limits
 from app.events.ranges import TopicBounds
 from app.events.schema import COMPACTED, DLQ, EVENTS, IMPRESSIONS, ITEMS, PUBLISHED, USERS
 from app.settings import KafkaSettings
@@ -20,6 +21,7 @@ ALL_TOPICS = (EVENTS, ITEMS, USERS, IMPRESSIONS, DLQ, PUBLISHED)
 # The rooms for messages that no partition count needs to spread.
 _ONE_PARTITION = frozenset({DLQ, PUBLISHED})
 _COMPACTION_LAG_MS = 7 * 86_400_000  # else nobody can say when the columns of an erased user leave the broker
+_AHEAD = "message.timestamp.after.max.ms"
 _UNKNOWN_TOPIC = 3
 # What lake and state read.
 _LEARNED = (EVENTS, ITEMS, USERS, IMPRESSIONS)
@@ -54,6 +56,7 @@ def ensure_topics(settings: KafkaSettings, topics: Iterable[str] = ALL_TOPICS) -
     """Creates the topics that are missing (`items`, `users` compacted; nothing retained less than the broker does).
 
     What is superseded in `users` is compacted within a week.
+    A message whose timestamp is more than an hour ahead of the broker's clock is refused (Kafka 3.6 and later).
 
     What the topics that were there keep is checked, and said where it is not enough.
 
@@ -74,10 +77,7 @@ def ensure_topics(settings: KafkaSettings, topics: Iterable[str] = ALL_TOPICS) -
                 configs["max.compaction.lag.ms"] = str(_COMPACTION_LAG_MS)
             partitions = 1 if topic in _ONE_PARTITION else settings.partitions
             made = {"num_partitions": partitions, "replication_factor": settings.replication_factor, "configs": configs}
-            try:
-                admin.create_topics({topic: made})
-            except TopicAlreadyExistsError:
-                continue
+            _create(admin, topic, made)
         if missing:
             admin.wait_for_topics(missing)
         limits = topic_limits(admin, [topic for topic in wanted if topic in there and topic in _LEARNED])
@@ -85,6 +85,16 @@ def ensure_topics(settings: KafkaSettings, topics: Iterable[str] = ALL_TOPICS) -
     for line in complaints(limits, settings.alarm_h):
         log.warning(line)
     return missing
+
+
+def _create(admin: KafkaAdminClient, topic: str, made: dict[str, Any]) -> None:
+    """Makes a topic that refuses messages of clocks that are far ahead, where the broker can."""
+    configs = made["configs"]
+    with suppress(TopicAlreadyExistsError):
+        try:
+            admin.create_topics({topic: {**made, "configs": {**configs, _AHEAD: str(MOST_AHEAD_MS)}}})
+        except InvalidConfigurationError:  # Kafka before 3.6
+            admin.create_topics({topic: made})
 
 
 def topic_ids(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, str]:

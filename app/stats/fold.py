@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from app.errors import StateUnavailable
+from app.events.ahead import ahead_of
 from app.events.schema import EVENTS, IMPRESSION, IMPRESSIONS, MERGE
 from app.events.watermarks import Times, Watermarks
 from app.settings import Settings
@@ -96,11 +97,13 @@ class StatsFold:
 
         Args:
             batch: messages; those below the stored offsets have been applied already and are passed over.
-            now_us: no time further ahead of this than `events.max_future_s` moves a watermark.
+            now_us: no time further ahead of this than `events.max_future_s` moves a watermark; what clocks cannot
+                explain (`app.events.ahead`) is left out.
         """
         draft = Draft(self._held)
-        impressions = after(batch.impressions, self._offsets[IMPRESSIONS])
-        events = self._accepted(after(batch.events, self._offsets[EVENTS]), draft)
+        impressions = self._not_ahead(after(batch.impressions, self._offsets[IMPRESSIONS]), "time", now_us)
+        events = self._not_ahead(after(batch.events, self._offsets[EVENTS]), "event_time", now_us)
+        events = self._accepted(events, draft)
         late_answers = self._advance(IMPRESSIONS, impressions, "time", now_us)
         late_events = self._advance(EVENTS, events, "event_time", now_us)
         self._join(impressions.filter(pa.array(~late_answers)), events.filter(pa.array(~late_events)), draft)
@@ -151,6 +154,14 @@ class StatsFold:
         repeated = self._identities.repeats(events, draft)
         self.totals["duplicates"] += int(repeated.sum())
         return events.filter(pa.array(~repeated))
+
+    def _not_ahead(self, rows: pa.Table, time: str, now_us: int) -> pa.Table:
+        """Without rows of a wrong clock: one of them would end every window that is still open."""
+        wrong = ahead_of(now_us, rows[time].cast(pa.int64()).to_numpy())
+        if not wrong.any():
+            return rows
+        self.late["ahead"] += int(wrong.sum())
+        return rows.filter(pa.array(~wrong))
 
     def _advance(self, topic: str, rows: pa.Table, time: str, now_us: int) -> NDArray[np.bool_]:
         """bool (n,): which rows are late; moves the topic's watermarks."""

@@ -10,10 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from app.events.ahead import plausible
 from app.events.schema import EVENTS, IMPORT_PARTITION, IMPRESSION, IMPRESSIONS, MERGE
 from app.events.watermarks import Times, Watermarks
 from app.events.window_merge import key_codes
 from app.events.windows import Hopping, WindowFold
+from app.lake.commit import ARRIVAL_TIME
 from app.lake.snapshot import snapshot
 from app.lake.tables import Lake
 from app.settings import Settings
@@ -46,8 +48,10 @@ def figures_of_lake(
     # Rows from before could make none of these late: what is late is below a higher time on its partition
     reach = int((settings.stats.attribution_s + settings.stats.allowed_lateness_s) * SECOND_US) + windows.size_us
     first = None if start_us is None else start_us - reach
-    impressions = snapshot(lake, IMPRESSIONS).read(_ANSWER, start_us=first)
-    events = snapshot(lake, EVENTS).read(_REACTION, start_us=first)
+    impressions = snapshot(lake, IMPRESSIONS).read((*_ANSWER, ARRIVAL_TIME), start_us=first)
+    events = snapshot(lake, EVENTS).read((*_REACTION, ARRIVAL_TIME), start_us=first)
+    impressions = plausible(impressions, "time", ARRIVAL_TIME)
+    events = plausible(events, "event_time", ARRIVAL_TIME)
     found = fold_tables(impressions, events, settings, windows)
     starts = pc.cast(found["start"], pa.int64())
     keep = pa.array(np.ones(len(found), np.bool_))

@@ -32,7 +32,7 @@ def test_a_partition_that_lags_holds_it_back_and_one_that_is_read_does_not() -> 
     assert reached(*seen, behind={0: 1, 1: 1}) == 3 * DAY
     assert reached(*seen, behind={0: 0, 1: 7}) == 30 * DAY
     assert reached(*seen, behind={0: 0, 1: 0, 2: 0}) == 30 * DAY
-    assert reached(*seen, (0, Arrived(4 * DAY)), behind={0: 1, 1: 1}) == 4 * DAY
+    assert reached(*seen, *[(0, Arrived(4 * DAY))] * 32, behind={0: 1, 1: 1}) == 4 * DAY
 
 
 def test_nothing_is_known_of_a_partition_before_something_is_read_there() -> None:
@@ -40,9 +40,18 @@ def test_nothing_is_known_of_a_partition_before_something_is_read_there() -> Non
     assert reached((0, Arrived(3 * DAY)), behind={0: 0, 1: 1}) is None
 
 
-def test_a_clock_that_is_ahead_counts_no_further_than_ours() -> None:
+def test_a_message_of_a_wrong_clock_says_nothing_of_what_stands_behind_it() -> None:
     now = int(time.time() * 1000)
-    for message in (Arrived(now + 900 * DAY), Arrived(-1, TIMESTAMP_NOT_AVAILABLE)):
-        found = reached((0, message), behind={0: 1})
-        assert found is not None
-        assert now <= found <= now + DAY
+    years_ahead, a_year_ahead = Arrived(now + 900 * DAY), Arrived(370 * DAY)
+    assert reached((0, Arrived(5 * DAY)), (0, years_ahead), behind={0: 1}) == 5 * DAY
+    assert reached((0, Arrived(5 * DAY)), (0, a_year_ahead), behind={0: 1}) == 5 * DAY  # in a log that is old itself
+    assert reached((0, Arrived(5 * DAY)), (0, years_ahead), behind={0: 0}) == 5 * DAY
+    assert reached(*[(0, years_ahead)] * 40, behind={0: 1}) is None
+    assert reached((1, Arrived(5 * DAY)), *[(0, years_ahead)] * 40, behind={0: 0, 1: 1}) == 5 * DAY
+
+
+def test_without_a_timestamp_a_message_arrived_now() -> None:
+    now = int(time.time() * 1000)
+    found = reached((0, Arrived(-1, TIMESTAMP_NOT_AVAILABLE)), behind={0: 1})
+    assert found is not None
+    assert now <= found <= now + DAY

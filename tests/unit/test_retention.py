@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from kafka.errors import InvalidConfigurationError
 
 from app.errors import MantaError
 from app.events.limits import Limits, complaints, refuse_compaction
 from app.events.retention import LogState, nearest
+from app.events.topics import _create
 from app.settings import Settings
 from app.state.position import Position
 from deployments.retention import RetentionFile, measure_here
@@ -93,3 +96,24 @@ def test_a_measurement_is_shown_once(tmp_path: Path) -> None:
     (tmp_path / "retention.json").write_text(json.dumps({"readers": []}))
     assert file.changed() == {"readers": []}
     assert file.changed() is None
+
+
+def test_a_topic_that_believes_any_clock_is_said() -> None:
+    (line,) = complaints({"events": Limits(ahead_ms=2**63 - 1), "items": Limits("compact", ahead_ms=3_600_000)}, 24)
+    assert "topic events: found message.timestamp.after.max.ms=9223372036854775807, wanted 3600000" in line
+
+
+def test_a_broker_that_does_not_know_the_bound_gets_its_topics_all_the_same() -> None:
+    made: list[dict[str, str]] = []
+
+    class Broker:
+        def create_topics(self, topics: dict[str, dict[str, Any]]) -> None:
+            made.append(topics["users"]["configs"])
+            if "message.timestamp.after.max.ms" in made[-1]:
+                raise InvalidConfigurationError
+
+    _create(Broker(), "users", {"num_partitions": 1, "configs": {"cleanup.policy": "compact"}})
+    assert [sorted(configs) for configs in made] == [
+        ["cleanup.policy", "message.timestamp.after.max.ms"],
+        ["cleanup.policy"],
+    ]

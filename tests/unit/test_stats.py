@@ -264,6 +264,20 @@ def test_a_time_beyond_now_moves_no_watermark_further_than_events_may_be_ahead()
     assert fold.late[EVENTS] == 0
 
 
+def test_rows_of_a_clock_that_is_years_ahead_are_in_no_figure_and_end_no_window() -> None:
+    held, log, now_us = MemoryHeld(), Log(), MONDAY + 60 * MINUTE
+    years = 5 * 365 * 24 * 60
+    plain = StatsFold(MemoryHeld(), SETTINGS)
+    plain.apply(Log().batch(answer(1, "r1"), event(4, request_id="r1")), now_us=now_us)
+    fold = StatsFold(held, SETTINGS)
+    fold.apply(log.batch(event(years, "far"), answer(years, "r9")), now_us=now_us)
+    fold.apply(log.batch(answer(1, "r1"), event(4, request_id="r1")), now_us=now_us)
+    assert fold.progress == plain.progress
+    assert {name: count for name, count in fold.late.items() if count} == {"ahead": 2}
+    for family in (HOURS, DAYS, ANSWERS, ITEMS):
+        assert held.families[family] == plain._held.families[family], family  # type: ignore[attr-defined]
+
+
 def test_trending_is_the_newest_window_filled_from_longer_ones_and_from_all_time() -> None:
     held, log = MemoryHeld(), Log()
     fold = StatsFold(held, SETTINGS)

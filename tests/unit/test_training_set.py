@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from app.erasure.erased import Boundary, Entry, Erased, Salt
 from app.errors import BundleError, MantaError
+from app.events.columns import EVENT_COLUMNS as EVENT_SCHEMA
+from app.lake.tables import ARRIVED
 from app.settings import LearnSettings, Settings
 from app.state.memory import MemoryState
 from app.time_to_live import DAY_MS
-from tune.dataset import TrainingSet, item_columns, training_set, weighted
+from tune.dataset import EVENT_COLUMNS, TrainingSet, item_columns, rows_of, training_set, weighted
 from tune.package import recent_users, write_without_erased
 
 WEIGHTS = {"rating": 1.0, "click": 0.5, "view": 0.0}
@@ -56,6 +59,22 @@ def test_order_is_time_then_partition_then_offset() -> None:
     assert found.interactions.times.tolist() == [1000, 5000, 5000, 5000]
     assert found.catalogue.item_ids == ["a", "b", "c"]
     assert found.catalogue.columns.column("year").to_pylist() == [2001, None, 1990]
+
+
+def test_events_of_a_clock_that_is_years_ahead_are_not_learnt_from(tmp_path: Path) -> None:
+    day, file = 86_400_000_000, str(tmp_path / "part.parquet")
+    held = EVENT_SCHEMA.append(ARRIVED)
+    times = ((0, 9 * day), (10 * day, 9 * day + 1), (11 * day, 9 * day), (99 * day, None))
+    rows = [
+        {"user_id": "u", "item_id": str(place), "event_time": time, "arrival_time": arrived}
+        for place, (time, arrived) in enumerate(times)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, held), file)
+    found = rows_of(file)
+    assert found["item_id"].to_pylist() == ["0", "1", "3"]
+    assert found.column_names == list(EVENT_COLUMNS)
+    pq.write_table(pa.Table.from_pylist(rows, EVENT_SCHEMA), file)  # from before there were arrivals
+    assert rows_of(file)["item_id"].to_pylist() == ["0", "1", "2", "3"]
 
 
 def test_weights_duplicates_and_unknown_items() -> None:

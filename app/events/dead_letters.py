@@ -43,11 +43,12 @@ def position_of(key: bytes) -> Position | None:
     return Position(topic.decode("utf-8", "replace"), int(partition), int(offset))
 
 
-def dead_letter_messages(rejected: pa.Table) -> Iterator[tuple[bytes, bytes]]:
+def dead_letter_messages(rejected: pa.Table, topic_id: str = "") -> Iterator[tuple[bytes, bytes]]:
     """(key, value) pairs for `events.dlq`; the key names the source position, so that readers can tell repeats.
 
     Args:
         rejected: `columns.REJECTED`.
+        topic_id: of the topic that they stood in; "" where the broker has none.
     """
     rows = (row for batch in rejected.to_batches(max_chunksize=1000) for row in batch.to_pylist())
     for row in rows:
@@ -61,6 +62,7 @@ def dead_letter_messages(rejected: pa.Table) -> Iterator[tuple[bytes, bytes]]:
             key=base64.b64encode((row["key"] or b"")[: _MAX_KEY + 1]).decode(),  # more than _MAX_KEY: it was cut
             raw=base64.b64encode(raw[:_MAX_RAW]).decode(),
             raw_bytes=len(raw),
+            topic_id=topic_id,
         )
         yield str(position).encode(), orjson.dumps(letter.model_dump())
 
@@ -71,15 +73,17 @@ def is_whole(letter: Mapping[str, Any]) -> bool:
     return letter["raw_bytes"] == len(raw) and len(key) <= _MAX_KEY
 
 
-def replay_note(position: Position, moment: str) -> tuple[bytes, bytes]:
+def replay_note(letter: Mapping[str, Any], moment: str) -> tuple[bytes, bytes]:
     """(key, value) for `events.dlq`: this dead letter stands in its topic again since `moment` (RFC 3339)."""
-    note = ReplayNote(**position._asdict(), replayed=moment)
+    position = position_in(letter)
+    note = ReplayNote(**position._asdict(), replayed=moment, topic_id=topic_id_of(letter))
     return _REPLAYED + str(position).encode(), orjson.dumps(note.model_dump())
 
 
 def read_dead_letters(settings: KafkaSettings, erased: Erased = NOBODY) -> Iterator[dict[str, Any]]:
     """Every dead letter once, in the order of the topic; `raw` and `key` are base64.
 
+    At one position of a topic that was made anew there may be several, of several topic ids.
     `replayed` is added: when it was last sent back to its topic, None where it waits.
 
     Args:
@@ -90,17 +94,21 @@ def read_dead_letters(settings: KafkaSettings, erased: Erased = NOBODY) -> Itera
         BrokerUnavailable: the broker cannot be reached.
     """
     held = bounds(settings, [DLQ])[DLQ]
-    replayed: dict[bytes, str] = {}
+    replayed: dict[tuple[bytes, str], str] = {}
     for key, value in dlq_messages(settings, held):
         if key.startswith(_REPLAYED) and value:
-            replayed[key.removeprefix(_REPLAYED)] = orjson.loads(value)["replayed"]
-    seen: set[bytes] = set()
+            note = orjson.loads(value)
+            replayed[key.removeprefix(_REPLAYED), topic_id_of(note)] = note["replayed"]
+    seen: set[tuple[bytes, str]] = set()
     for key, value in dlq_messages(settings, held):
-        if value and key not in seen and position_of(key) is not None:
-            seen.add(key)
-            letter = orjson.loads(value)
+        if not value or position_of(key) is None:
+            continue
+        letter = orjson.loads(value)
+        name = (key, topic_id_of(letter))
+        if name not in seen:
+            seen.add(name)
             if not is_erased(letter, erased):
-                yield {**letter, "replayed": replayed.get(key)}
+                yield {**letter, "replayed": replayed.get(name)}
 
 
 def dlq_messages(
@@ -143,14 +151,23 @@ def list_dead_letters(settings: KafkaSettings, limit: int = 100, erased: Erased 
 
 
 def show_dead_letter(settings: KafkaSettings, wanted: Position, erased: Erased = NOBODY) -> dict[str, Any] | None:
-    """The whole dead letter of one source position; None: there is none.
+    """The whole dead letter of one source position, of several topics that stood there the last; None: there is none.
 
     Raises:
         BrokerUnavailable: the broker cannot be reached.
     """
-    return next((one for one in read_dead_letters(settings, erased) if position_in(one) == wanted), None)
+    found = None
+    for letter in read_dead_letters(settings, erased):
+        if position_in(letter) == wanted:
+            found = letter
+    return found
 
 
 def position_in(letter: Mapping[str, Any]) -> Position:
     """The source position that a dead letter names."""
     return Position(letter["topic"], letter["partition"], letter["offset"])
+
+
+def topic_id_of(letter: Mapping[str, Any]) -> str:
+    """Of a dead letter or a note: the id of the topic that it stood in; "": an older Manta's, or there are no ids."""
+    return str(letter.get("topic_id") or "")

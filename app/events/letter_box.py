@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from app.events.dead_letters import dead_letter_messages, dlq_messages, position_of
+from app.events.dead_letters import dead_letter_messages, dlq_messages, position_of, topic_id_of
 from app.events.producer import EventProducer
 from app.events.schema import DLQ
 from app.events.topics import bounds
@@ -37,17 +38,20 @@ class DeadLetterBox:
         self._most = held_bytes
         self._producer: EventProducer | None = None
         self._after: tuple[str, Mapping[int, int]] = ("", {})
+        self._source_id = ""
         self._gathered: list[pa.Table] = []
         self._there: dict[tuple[str, int], array[int]] | None = None
         self._began: tuple[str, dict[int, int]] = ("", {})
 
-    def begin(self, topic_id: str, after: Mapping[int, int]) -> None:
+    def begin(self, topic_id: str, after: Mapping[int, int], source_id: str) -> None:
         """Another commit begins: its letters may stand in the topic already, left by an ingest that was killed.
 
         Args:
             topic_id: id of `events.dlq` when `after` was found.
             after: partition to the offset of `events.dlq` before which none of its letters can be.
+            source_id: id of the topic that is read; where it was made anew, letters of the one before are no repeats.
         """
+        self._source_id = source_id
         self._after, self._there, self._gathered, self.reasons = (topic_id, after), None, [], Counter()
 
     def add(self, rejected: pa.Table) -> None:
@@ -90,7 +94,7 @@ class DeadLetterBox:
             known = self._there.get((part["topic"][0].as_py(), part["partition"][0].as_py()))
             if known is not None:
                 part = part.filter(pa.array(~np.isin(part["offset"].to_numpy(), np.frombuffer(known, np.int64))))
-            self._producer.send_blocking(DLQ, dead_letter_messages(part))
+            self._producer.send_blocking(DLQ, dead_letter_messages(part, self._source_id))
         reach("ingest:dead_letters")
 
     def close(self) -> None:
@@ -103,10 +107,15 @@ class DeadLetterBox:
         topic_id, after = self._after
         self._began = (held.topic_id, dict(held.end))
         there: dict[tuple[str, int], array[int]] = {}
-        for key, _ in dlq_messages(self._settings, held, after if held.topic_id == topic_id else {}):
-            if (found := position_of(key)) is not None:
+        for key, value in dlq_messages(self._settings, held, after if held.topic_id == topic_id else {}):
+            if value and (found := position_of(key)) is not None and self._may_be_ours(value):
                 there.setdefault((found.topic, found.partition), array("q")).append(found.offset)
         return there
+
+    def _may_be_ours(self, letter: bytes) -> bool:
+        """Whether a letter stood in the topic that is read, as far as both ids are known."""
+        known = topic_id_of(orjson.loads(letter)) if self._source_id else ""
+        return not known or known == self._source_id
 
 
 def _by_place(rejected: pa.Table) -> Iterator[pa.Table]:

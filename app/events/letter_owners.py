@@ -103,8 +103,9 @@ def _owners_of(letter: Letter) -> Iterator[tuple[Kind, str]]:
 
 
 def _came_before(letter: Letter, boundary: Boundary) -> bool:
-    """By offset; or by arrival, since the topic may have been made anew."""
+    """By offset in the same topic; or by arrival, since it may have been made anew."""
     end = boundary.ends.get(letter["topic"])
-    if end is not None and letter["offset"] < end.next.get(letter["partition"], 0):
+    same = end is not None and letter.get("topic_id") in (None, "", end.topic_id)
+    if end is not None and (same or not end.topic_id) and letter["offset"] < end.next.get(letter["partition"], 0):
         return True
     return parse_time(letter["time"]) // 1000 < boundary.requested_ms

@@ -25,6 +25,7 @@ class DeadLetter(_Message):
     key: str = Field(description="The message's key in base64.")
     raw: str = Field(description="The message's bytes in base64; of more than 600,000 the beginning.")
     raw_bytes: int = Field(ge=0, description="How many bytes the message had.")
+    topic_id: str = Field("", description="The topic's id: one that was made anew has another. Empty: not known.")
 
 
 class ReplayNote(_Message):
@@ -34,6 +35,7 @@ class ReplayNote(_Message):
     partition: int = Field(ge=0, description="Where the message stood.")
     offset: int = Field(ge=0, description="Where the message stood.")
     replayed: Time = Field(description="RFC 3339: when it was acknowledged in its topic again.")
+    topic_id: str = Field("", description="The topic's id: one that was made anew has another. Empty: not known.")
 
 
 class LoadedReplicas(BaseModel):

@@ -1,7 +1,8 @@
 """`manta dlq replay`: dead letters go back to their topic once their cause is mended, each event once.
 
 Sent is only what the rules of today accept. An event without an id keeps the identity of its original place
-(`topic/partition/offset`), one without a time the time of its arrival there. Once acknowledged, a note in `events.dlq`
+(`topic/partition/offset`; of a topic that was made anew since, with its id behind it: at that place stands another by
+now), one without a time the time of its arrival there. Once acknowledged, a note in `events.dlq`
 takes the letter off the list; killed in between, the next replay sends it again, and lake and state count it once.
 """
 
@@ -18,7 +19,7 @@ import pyarrow as pa
 
 from app.erasure.erased import NOBODY, Erased
 from app.events.columns import RECORDS
-from app.events.dead_letters import Position, is_whole, position_in, read_dead_letters, replay_note
+from app.events.dead_letters import Position, is_whole, position_in, read_dead_letters, replay_note, topic_id_of
 from app.events.decode import TABLES, decode_topic
 from app.events.entities import ID_FIELDS
 from app.events.letter_owners import is_erased
@@ -26,7 +27,7 @@ from app.events.producer import EventProducer
 from app.events.ranges import OffsetRange
 from app.events.reader import range_consumer, read_range
 from app.events.schema import DLQ, EVENTS, format_time, parse_time
-from app.events.topics import bounds
+from app.events.topics import bounds, topic_ids
 from app.faults import reach
 from app.settings import Settings
 
@@ -114,7 +115,8 @@ def replay_dead_letters(
     """
     started = time.monotonic()
     report = ReplayReport(dry_run=dry_run)
-    versions = _Versions(settings, choice)
+    ids = topic_ids(settings.kafka, list(TABLES))
+    versions = _Versions(settings, choice, ids)
     found: set[Position] = set()
     producer = EventProducer(settings.kafka, delivery_timeout_s=_DELIVERY_S, linger_ms=20)
     try:
@@ -122,7 +124,7 @@ def replay_dead_letters(
         while letters := list(islice(chosen, _BATCH)):
             for topic in sorted({letter["topic"] for letter in letters}):
                 ours = [letter for letter in letters if letter["topic"] == topic]
-                fit = list(_fit(topic, ours, settings, versions, report))
+                fit = list(_fit(topic, ours, settings, versions, report, ids.get(topic, "")))
                 if not dry_run:
                     _send(producer, topic, fit)
                 report.replayed += len(fit)
@@ -154,9 +156,9 @@ def _chosen(
 
 
 def _fit(
-    topic: str, letters: list[Letter], settings: Settings, versions: "_Versions", report: ReplayReport
-) -> Iterator[tuple[Position, bytes, bytes]]:
-    """(position, key, value) of the letters of one topic that can be sent; the others are counted."""
+    topic: str, letters: list[Letter], settings: Settings, versions: "_Versions", report: ReplayReport, topic_id: str
+) -> Iterator[tuple[Letter, bytes, bytes]]:
+    """(letter, key, value) of the letters of one topic that can be sent; the others are counted."""
     whole = []
     for letter in letters:
         if topic not in TABLES:
@@ -169,16 +171,21 @@ def _fit(
             whole.append(letter)
     if not whole:
         return
-    messages = [restored(letter) for letter in whole]
+    messages = [restored(letter, topic_id) for letter in whole]
     decoded = decode_topic(topic, _records(messages), settings.events)
     for row in decoded.rejected.select(["offset", "reason", "detail"]).to_pylist():
         report.refuse(whole[row["offset"]], row["reason"], row["detail"])
     for place in decoded.events["offset"].to_pylist():
-        yield position_in(whole[place]), *messages[place]
+        yield whole[place], *messages[place]
 
 
-def restored(letter: Letter) -> tuple[bytes, bytes]:
-    """(key, value) as it goes back: what its place and its arrival stood for is written into an event."""
+def restored(letter: Letter, topic_id: str) -> tuple[bytes, bytes]:
+    """(key, value) as it goes back: what its place and its arrival stood for is written into an event.
+
+    Args:
+        letter: whole.
+        topic_id: of the topic that stands there now.
+    """
     key, raw = base64.b64decode(letter["key"]), base64.b64decode(letter["raw"])
     if letter["topic"] != EVENTS:
         return key, raw
@@ -188,12 +195,21 @@ def restored(letter: Letter) -> tuple[bytes, bytes]:
         return key, raw
     if not isinstance(event, dict):
         return key, raw
-    kept = {"event_id": str(position_in(letter)), "event_time": letter["time"]}
+    place = str(position_in(letter))
+    kept = {"event_id": f"{place}@{topic_id_of(letter)}" if _is_earlier(letter, topic_id) else place}
+    if parse_time(letter["time"]) <= time.time_ns() // 1000:  # else its clock was wrong: it arrives now
+        kept["event_time"] = letter["time"]
     missing = {name: value for name, value in kept.items() if event.get(name) is None}
     owner = event.get("user_id") or event.get("session_id")
     if not key and isinstance(owner, str):
         key = owner.encode()
     return key, orjson.dumps(event | missing) if missing else raw
+
+
+def _is_earlier(letter: Letter, topic_id: str) -> bool:
+    """Whether it stood in a topic that was made anew since, as far as both ids are known."""
+    stood = topic_id_of(letter)
+    return bool(stood and topic_id) and stood != topic_id
 
 
 def _records(messages: Iterable[tuple[bytes, bytes]]) -> pa.Table:
@@ -206,19 +222,20 @@ def _records(messages: Iterable[tuple[bytes, bytes]]) -> pa.Table:
     return pa.Table.from_pylist(rows, RECORDS)
 
 
-def _send(producer: EventProducer, topic: str, fit: list[tuple[Position, bytes, bytes]]) -> None:
+def _send(producer: EventProducer, topic: str, fit: list[tuple[Letter, bytes, bytes]]) -> None:
     """Sends, waits for all, then notes that it was done."""
     producer.send_blocking(topic, ((key, value) for _, key, value in fit))
     reach("replay:sent")
     moment = format_time(time.time_ns() // 1_000_000 * 1000)
-    producer.send_blocking(DLQ, (replay_note(position, moment) for position, _, _ in fit))
+    producer.send_blocking(DLQ, (replay_note(letter, moment) for letter, _, _ in fit))
 
 
 class _Versions:
     """Which items and users have a later version in their topic than a dead letter: it must not come back over it."""
 
-    def __init__(self, settings: Settings, choice: Choice) -> None:
+    def __init__(self, settings: Settings, choice: Choice, ids: Mapping[str, str]) -> None:
         self._settings = settings
+        self._ids = ids
         self._choice = choice
         # topic to id to partition to (offset, arrival in milliseconds) of its last readable message
         self._last: dict[str, Mapping[str, dict[int, tuple[int, int]]]] = {}
@@ -231,8 +248,9 @@ class _Versions:
             self._last[topic] = self._look(topic)
         arrived = parse_time(letter["time"]) // 1000
         last = self._last[topic].get(_id(letter), {})
+        earlier = _is_earlier(letter, self._ids.get(topic, ""))  # then its offset says nothing
         return any(
-            offset > letter["offset"] if partition == letter["partition"] else moment > arrived
+            offset > letter["offset"] if partition == letter["partition"] and not earlier else moment > arrived
             for partition, (offset, moment) in last.items()
         )
 

@@ -161,7 +161,7 @@ class IngestJob:
         for chunk in plans:
             target = TopicOffsets(held.topic_id, target.next | {cut.partition: cut.end for cut in chunk})
             try:
-                self._begin_letters(now)
+                self._begin_letters(now, held.topic_id)
                 accepted, doubled = self._read(topic, chunk, now, (done, todo))
                 now = self._commit(topic, now, target, accepted, gaps, doubled)
             except BaseException:
@@ -173,12 +173,12 @@ class IngestJob:
             if self._stop():
                 return
         if gaps or not todo:
-            self._begin_letters(now)
+            self._begin_letters(now, held.topic_id)
             self._commit(topic, now, target, TABLES[topic].empty_table(), gaps, 0)
 
-    def _begin_letters(self, now: Snapshot) -> None:
+    def _begin_letters(self, now: Snapshot, source_id: str) -> None:
         before = now.progress.topics.get(DLQ, TopicOffsets("", {}))
-        self._letters.begin(before.topic_id, before.next)
+        self._letters.begin(before.topic_id, before.next, source_id)
 
     def _read(
         self, topic: str, chunk: list[OffsetRange], now: Snapshot, place: tuple[int, int]

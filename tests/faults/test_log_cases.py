@@ -14,7 +14,9 @@ from kafka.admin import ConfigResource, ConfigResourceType
 
 from app.errors import GapError, MantaError
 from app.events.blocks import ReadBlock, read_here
+from app.events.dead_letters import read_dead_letters, topic_id_of
 from app.events.ranges import OffsetRange
+from app.events.replay import Choice, replay_dead_letters
 from app.events.schema import EVENTS, ITEMS
 from app.events.topics import administration, bounds, ensure_topics
 from app.lake.follow import follow
@@ -188,20 +190,41 @@ def until(true: Callable[[], bool], seconds: float = 40) -> None:
 
 
 def test_a_topic_made_anew_with_smaller_offsets_is_named_and_read_whole_once_that_is_accepted(world: World) -> None:
-    produce(world, ["", "", ""])
+    earlier = bounds(world.settings.kafka, [EVENTS])[EVENTS].topic_id
+    future = "2090-01-01T00:00:00Z"
+    produce(world, [""])
+    produce(world, [""], event_time=future)
     world.ingest_here()
     before = snapshot(world.lake, EVENTS)
     remake(world, [EVENTS])
-    produce(world, ["", ""])
+    produce(world, [""])
+    produce(world, [""], partition=1)
+    produce(world, ["", ""], event_time=future)  # the first at the place of the one before
     with pytest.raises(GapError, match=r"topic events, partition 0: .*the topic was made anew: its id was"):
         world.ingest_here()
     assert snapshot(world.lake, EVENTS).id == before.id
     report = world.ingest_here(accept_gap=True)
     # Events without an id are named by their place: at the same place of another topic stands another event
     assert (report.rows[EVENTS], report.duplicates) == (2, 0)
+    letters = [letter for letter in read_dead_letters(world.settings.kafka) if letter["reason"] == "future"]
     now = snapshot(world.lake, EVENTS)
     assert now.progress.topics[EVENTS].topic_id == bounds(world.settings.kafka, [EVENTS])[EVENTS].topic_id
     assert {gap["partition"] for gap in now.progress.gaps} == {0, 1, 2}
+    # The same holds for dead letters: none hides another, and each comes back once as an event of its own
+    topic_id = now.progress.topics[EVENTS].topic_id
+    assert [(topic_id_of(one), one["offset"]) for one in letters] == [(earlier, 1), (topic_id, 1), (topic_id, 2)]
+    mended = Settings.model_validate(world.settings.model_dump() | {"events": {"max_future_s": 4e9}})
+    assert [replay_dead_letters(mended, Choice()).replayed for _ in range(2)] == [3, 0]
+    job = IngestJob(mended, world.lake, read_here)
+    job.take(EVENTS)
+    job.close()
+    assert (job.report.rows[EVENTS], job.report.duplicates) == (3, 0)
+    back = snapshot(world.lake, EVENTS).read(["event_id", "offset"]).to_pylist()
+    assert {row["event_id"] for row in back if row["offset"] > 2} == {
+        f"events/0/1@{earlier}",
+        "events/0/1",
+        "events/0/2",
+    }
 
 
 def test_a_leader_that_goes_away_in_the_middle_is_waited_for(world: World, broker: Path) -> None:
@@ -295,17 +318,24 @@ def test_what_retention_has_deleted_is_named_with_its_time_span(world: World) ->
 
 
 def test_how_near_retention_by_bytes_is(world: World) -> None:
-    configure(world, EVENTS, retention_ms="-1", retention_bytes="100000")
+    years_ms = 5 * 365 * 24 * HOUR_MS
+    configure(
+        world, EVENTS, retention_ms="-1", retention_bytes="100000", message_timestamp_after_max_ms=str(2 * years_ms)
+    )
+    produce(world, ["ahead"], age_ms=-years_ms)  # of a wrong clock: it says nothing of those behind it
     produce(world, [f"e{number}" for number in range(200)], age_ms=10 * HOUR_MS, note="x" * 200)
     world.ingest_here()
     row = _events_row(world)
     assert row["hours_by_time"] is None
     assert (row["unread"], row["alarm"]) == (0, False)
+    produce(world, ["ahead too"], age_ms=-years_ms)
     produce(world, [f"f{number}" for number in range(200)], age_ms=HOUR_MS, note="x" * 200)
     behind = _events_row(world)
-    assert behind["unread"] == 200
+    assert behind["unread"] == 201
     assert 0 < float(str(behind["hours_by_bytes"])) < float(str(row["hours_by_bytes"]))
     assert behind["alarm"] is True
+    configure(world, EVENTS, retention_ms=str(4 * HOUR_MS))
+    assert _events_row(world)["hours_by_time"] == pytest.approx(3.0, abs=0.05)
 
 
 def _events_row(world: World) -> dict[str, object]:

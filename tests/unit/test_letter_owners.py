@@ -48,6 +48,9 @@ def test_whose_it_is(name: str) -> None:
     assert not is_erased(letter(key, raw, offset=10), ERASED)
     arrived_before = letter(key, raw, offset=99, time="1970-01-01T00:00:04Z")  # of a topic that was made anew since
     assert is_of(arrived_before, SUBJECT) == (name in HIS)
+    for topic_id, his in (("id", name in HIS), ("that of a topic made anew since", False)):
+        found = letter(key, raw) | {"topic_id": topic_id}
+        assert is_of(found, SUBJECT) == is_erased(found, ERASED) == his
 
 
 def test_what_is_no_json_and_quotes_a_telling_id_is_his() -> None:

@@ -7,7 +7,7 @@ import itertools
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -32,6 +32,9 @@ OFFSETS = "manta.offsets"
 GAPS = "manta.gaps"
 FINAL = "manta.final"
 ARRIVAL_TIME = "arrival_time"  # of tables that have it: when the commit took the row in
+# Entered around each commit of a job, from its look at the table on: writers of one process take turns.
+Alone = AbstractContextManager[object]
+NOBODY_ELSE: Alone = nullcontext()
 LOST_COMMITS = 20  # times that another writer may be first before a writer gives up
 _KEPT_GAPS = 50
 UNPARTITIONED = 0

@@ -12,7 +12,7 @@ from pyiceberg.types import TimestamptzType
 
 from app.errors import MantaError
 from app.faults import reach
-from app.lake.commit import LOST_COMMITS, UNPARTITIONED, forget_file, progress_of
+from app.lake.commit import LOST_COMMITS, NOBODY_ELSE, UNPARTITIONED, Alone, forget_file, progress_of
 from app.lake.data_files import one_file
 from app.lake.rewrite import rewrite
 from app.lake.tables import ARRIVAL, Lake
@@ -57,7 +57,15 @@ class _Merged:
     file: DataFile
 
 
-def compact(lake: Lake, name: str, *, target_bytes: int, progress: FileProgress | None = None) -> Compaction:
+def compact(
+    lake: Lake,
+    name: str,
+    *,
+    target_bytes: int,
+    progress: FileProgress | None = None,
+    alone: Alone = NOBODY_ELSE,
+    stop: Callable[[], bool] = lambda: False,
+) -> Compaction:
     """Merges the files of each partition that are smaller than three quarters of `target_bytes`.
 
     Rows stay as they are; every snapshot made carries the offsets. A commit by another in between is no reason to
@@ -68,6 +76,8 @@ def compact(lake: Lake, name: str, *, target_bytes: int, progress: FileProgress 
         name: of the table.
         target_bytes: wanted size of a Parquet file.
         progress: called as files are merged.
+        alone: entered around each commit.
+        stop: asked behind each merge; what is merged by then is committed, the rest is for the next run.
 
     Raises:
         MantaError: another writer was first too many times.
@@ -90,11 +100,15 @@ def compact(lake: Lake, name: str, *, target_bytes: int, progress: FileProgress 
         if progress is not None:
             progress(done, todo)
         full = sum(file.file_size_in_bytes for merged in ready for file in merged.sources) >= _COMMIT_BYTES
-        if full or place == len(waiting) - 1:
+        last = place == len(waiting) - 1 or stop()
+        if full or last:
             reach("compact:written")
-            _commit(lake, name, ready, report)
+            with alone:
+                _commit(lake, name, ready, report)
             reach("compact:committed")
             ready = []
+        if last:
+            break
     return report
 
 

@@ -16,7 +16,7 @@ from pyiceberg.table.update import AssertRefSnapshotId, RemoveSnapshotsUpdate, S
 
 from app.errors import MantaError
 from app.faults import reach
-from app.lake.commit import LOST_COMMITS, OFFSETS, append, progress_of
+from app.lake.commit import LOST_COMMITS, NOBODY_ELSE, OFFSETS, Alone, append, progress_of
 from app.lake.files import Files, referred_to
 from app.lake.tables import TABLES, Lake
 
@@ -59,6 +59,7 @@ def expire(
     keep_most: int | None = None,
     now_ms: int | None = None,
     progress: FileProgress | None = None,
+    alone: Alone = NOBODY_ELSE,
 ) -> Expiry:
     """Forgets snapshots that were superseded `keep_s` ago, then removes files that nobody can be reading.
 
@@ -74,6 +75,7 @@ def expire(
         keep_most: older snapshots than the newest so many go, however young; None: all may stay.
         now_ms: the time, milliseconds; None: the clock's.
         progress: called as files are removed.
+        alone: entered around the commit.
 
     Raises:
         MantaError: another writer was first too many times.
@@ -81,9 +83,10 @@ def expire(
     now = int(time.time() * 1000) if now_ms is None else now_ms
     report = Expiry(name)
     for _ in range(LOST_COMMITS):
-        table = lake.table(name)
         try:
-            _forget(table, report, now, int(keep_s * 1000), int(grace_s * 1000), keep_most)
+            with alone:
+                table = lake.table(name)
+                _forget(table, report, now, int(keep_s * 1000), int(grace_s * 1000), keep_most)
             break
         except CommitFailedException:
             report.lost_commits += 1

@@ -4,13 +4,14 @@ import logging
 from collections.abc import Callable
 
 from app.erasure.erased import NOBODY, Erased
-from app.errors import BrokerUnavailable, MantaError
+from app.errors import BrokerUnavailable
 from app.events.blocks import read_here
 from app.events.ranges import TopicBounds
 from app.events.topics import bounds
+from app.lake.commit import Alone
 from app.lake.ingest import TOPICS, IngestJob, IngestReport, ReadProgress
-from app.lake.maintenance import compact_tables, expire_tables
-from app.lake.tables import TABLES, Lake
+from app.lake.tables import Lake
+from app.lake.upkeep import Upkeep
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ def follow(
 
     More than that waiting: the next commit follows at once. New partitions are read from their beginning. An outage
     of the broker is waited out. What is small is read in this process: no job is started for it. Every
-    `ingest.follow_upkeep` rounds the lake is compacted and expired.
+    `ingest.follow_upkeep` rounds the lake is compacted and expired, beside the commits.
 
     Args:
         settings: with the broker's address.
@@ -58,35 +59,29 @@ def follow(
         erased=erased,
     )
     seen: dict[str, TopicBounds] = {}
-    rounds = 0
+    upkeep, rounds = Upkeep(lake), 0
     try:
         while not wait(ingest.follow_s):
             try:
-                before, seen = seen, _round(job, settings, seen, wait)
+                before, seen = seen, _round(job, settings, seen, wait, upkeep.commits)
                 rounds += before != seen
                 if ingest.follow_upkeep and rounds >= ingest.follow_upkeep:
                     rounds = 0
-                    _keep_up(lake)
+                    upkeep.begin()
             except BrokerUnavailable as error:
                 log.warning("ingest: %s; trying again", error)
     finally:
         job.close()
+        upkeep.close()
 
 
-def _keep_up(lake: Lake) -> None:
-    """So many commits leave so many small files and snapshots, which every commit after them pays for."""
-    try:
-        done = [*compact_tables(lake, list(TABLES)), *expire_tables(lake, list(TABLES))]
-    except MantaError as error:  # another writer was first too often: next time
-        log.warning("ingest: upkeep of the lake: %s", error)
-    else:
-        log.info("ingest: upkeep of the lake: %s", done)
-
-
-def _round(job: IngestJob, settings: Settings, seen: dict[str, TopicBounds], wait: Wait) -> dict[str, TopicBounds]:
+def _round(
+    job: IngestJob, settings: Settings, seen: dict[str, TopicBounds], wait: Wait, commits: Alone
+) -> dict[str, TopicBounds]:
     """Takes the topics that have changed since `seen`, by one question to the broker; what it answered."""
     held = bounds(settings.kafka, TOPICS)
     for topic in TOPICS:
         if held[topic] != seen.get(topic) and not wait(0.0):
-            job.take(topic)
+            with commits:
+                job.take(topic)
     return held

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from app.errors import MantaError
+from app.lake.commit import NOBODY_ELSE, Alone
 from app.lake.compaction import Compaction, compact
 from app.lake.expiry import Expiry, expire
 from app.lake.tables import Lake
@@ -12,15 +13,25 @@ from app.lake.tables import Lake
 TableProgress = Callable[[str, int, int], None]
 
 
-def compact_tables(lake: Lake, names: Sequence[str], progress: TableProgress | None = None) -> Iterator[Compaction]:
-    """Merges small files of the tables (`lake.target_file_bytes`); raises as `compact`."""
+def compact_tables(
+    lake: Lake,
+    names: Sequence[str],
+    progress: TableProgress | None = None,
+    *,
+    alone: Alone = NOBODY_ELSE,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Compaction]:
+    """Merges small files of the tables (`lake.target_file_bytes`); the rest as `compact`."""
+    size = lake.settings.target_file_bytes
     for name in names:
         with _beside_erasure(name):
-            done = compact(lake, name, target_bytes=lake.settings.target_file_bytes, progress=_of(name, progress))
+            done = compact(lake, name, target_bytes=size, progress=_of(name, progress), alone=alone, stop=stop)
         yield done
 
 
-def expire_tables(lake: Lake, names: Sequence[str], progress: TableProgress | None = None) -> Iterator[Expiry]:
+def expire_tables(
+    lake: Lake, names: Sequence[str], progress: TableProgress | None = None, *, alone: Alone = NOBODY_ELSE
+) -> Iterator[Expiry]:
     """Forgets snapshots (`lake.keep_snapshots_h`, `max_snapshots`) and removes files (`grace_h`); as `expire`."""
     kept = lake.settings
     for name in names:
@@ -32,6 +43,7 @@ def expire_tables(lake: Lake, names: Sequence[str], progress: TableProgress | No
                 grace_s=kept.grace_h * 3600,
                 keep_most=kept.max_snapshots,
                 progress=_of(name, progress),
+                alone=alone,
             )
         yield done
 

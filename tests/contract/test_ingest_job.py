@@ -1,6 +1,8 @@
 """An ingest that goes on after something has failed: what it had taken and not committed is taken again."""
 
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,12 @@ from app.events.columns import EVENT_COLUMNS, RECORDS
 from app.events.decode import decode_topic
 from app.events.ranges import OffsetRange, TopicBounds
 from app.events.schema import EVENTS
-from app.lake import identities, ingest
+from app.lake import compaction, follow, identities, ingest
 from app.lake.commit import Progress, TopicOffsets, append
+from app.lake.data_files import one_file
 from app.lake.erase import erase_rows
 from app.lake.identities import KnownEvents
-from app.lake.ingest import IngestJob
+from app.lake.ingest import IngestJob, IngestReport
 from app.lake.snapshot import snapshot, snapshot_of
 from app.lake.tables import open_lake
 from app.settings import Settings
@@ -174,3 +177,54 @@ def test_a_topic_of_which_the_broker_does_not_tell_is_not_taken_for_missing() ->
         assert not topics.bounds(SETTINGS.kafka, ["missing"])["missing"].exists
         with pytest.raises(BrokerUnavailable, match="topic events: TopicAuthorizationFailedError"):
             topics.bounds(SETTINGS.kafka, ["missing", EVENTS])
+
+
+def test_commits_go_on_while_it_compacts_and_neither_loses_to_the_other(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merging, go_on, stop, end = threading.Event(), threading.Event(), threading.Event(), [2]
+
+    def slow(*asked: Any) -> Any:
+        merging.set()
+        assert go_on.wait(120)
+        return one_file(*asked)
+
+    def bounds(_: object, names: Sequence[str]) -> dict[str, TopicBounds]:
+        return {topic: held(end[0]) if topic == EVENTS else TopicBounds(topic, "") for topic in names}
+
+    monkeypatch.setattr(compaction, "one_file", slow)
+    monkeypatch.setattr(follow, "read_here", log.read)
+    for module in (follow, ingest):
+        monkeypatch.setattr(module, "bounds", bounds)
+    settings = SETTINGS.model_copy(
+        update={"ingest": SETTINGS.ingest.model_copy(update={"follow_s": 0.01, "follow_upkeep": 2})}
+    )
+    report = IngestReport()
+    log.take(held(1))
+    thread = threading.Thread(target=follow.follow, args=(settings, log.lake, report, stop.wait))
+    thread.start()
+    try:
+        while not merging.is_set():
+            _until(lambda: log.offsets.next == dict.fromkeys(BOTH, end[0]))
+            end[0] += 1
+        for _ in range(3):
+            _until(lambda: log.offsets.next == dict.fromkeys(BOTH, end[0]))
+            end[0] += 1
+        go_on.set()
+        _until(
+            lambda: "replace" in [one.summary.operation.value for one in snapshot(log.lake, EVENTS).source.snapshots()]
+        )
+    finally:
+        go_on.set()
+        stop.set()
+        thread.join(60)
+    assert not thread.is_alive()
+    assert log.ids() == sorted(f"{part}-{offset}" for part in BOTH for offset in range(log.offsets.next[0]))
+    assert report.lost_commits == report.duplicates == 0
+
+
+def _until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -13,6 +13,7 @@ Cause = Literal["timeout", "error", "circuit_open", "starting", "overload"]
 
 FAILURES_TO_OPEN = 5
 OPEN_S = 1.0
+SAY_S = 10.0
 # What is kept back of a deadline for the steps after the last stage.
 RESERVE_S = 0.004
 RESERVE_SHARE = 0.1
@@ -26,10 +27,16 @@ class StageOverloaded(MantaError):
     """The stage's queue is full."""
 
 
+class StageLeftAlone(MantaError):
+    """The stage is not asked for a moment: its circuit is open."""
+
+
 def cause_of(error: BaseException) -> Cause:
     """The contract's cause of a failed stage."""
     if isinstance(error, TimeoutError):
         return "timeout"
+    if isinstance(error, StageLeftAlone):
+        return "circuit_open"
     if isinstance(error, StageStarting):
         return "starting"
     return "overload" if isinstance(error, StageOverloaded) else "error"
@@ -78,6 +85,14 @@ class Breakers:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.retrieve = Breaker(clock)
         self.rank = Breaker(clock)
+        self._clock, self._said = clock, -SAY_S
+
+    def is_news(self) -> bool:
+        """Whether to say that the state cannot be read; once in SAY_S."""
+        if (now := self._clock()) - self._said < SAY_S:
+            return False
+        self._said = now
+        return True
 
     def of(self, stage: Literal["retrieve", "rank"]) -> Breaker:
         """The breaker of a stage."""

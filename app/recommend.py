@@ -54,7 +54,11 @@ SLOW_S = 0.02  # a stage that was given less than this and was late has not fail
 
 
 async def recommend(
-    chain: Chain, requests: Sequence[Request], deliver: Callable[[int, Outcome], None] | None = None
+    chain: Chain,
+    requests: Sequence[Request],
+    deliver: Callable[[int, Outcome], None] | None = None,
+    *,
+    since: float | None = None,
 ) -> list[Outcome]:
     """Answers a batch of requests to one surface.
 
@@ -63,13 +67,14 @@ async def recommend(
         requests: any number; the same request gets the same items alone or in a batch.
         deliver: called with a request's place and outcome as soon as it is known: one with a short deadline need not
             wait for the rest of its batch.
+        since: second of the chain's clock from which the time for the state counts; None: now.
 
     Returns:
         One outcome a request, in order: an answer, or the error that it alone met (`RequestInvalid`: 422,
         `NotFound`: 404, anything else: 500). Stage failures are no errors but degraded answers.
     """
     batch = Batch(chain, requests, deliver)
-    questions = _begin(batch)
+    questions = _begin(batch, batch.started if since is None else since)
     if questions:
         questions, candidates = await _retrieve(batch, questions)
         if questions and candidates is not None:
@@ -121,7 +126,7 @@ def warm_up(bundle: ServableBundle, target: LiveBundle | None = None) -> None:
         logger.exception("bundle %s could not be warmed up", bundle.id)
 
 
-def _begin(batch: Batch) -> list[Question]:
+def _begin(batch: Batch, since: float) -> list[Question]:
     """Reads the state and settles what needs no stage: wrong requests, cache hits, unreadable histories."""
     chain = batch.chain
     stored, failed = _stored(batch)
@@ -139,41 +144,45 @@ def _begin(batch: Batch) -> list[Question]:
             continue
         question.user = users[place]
         if place in failed:
-            batch.without_candidates(question, Reason("state", "error"))
+            batch.without_candidates(question, Reason("state", cause_of(failed[place])))
         elif not batch.cached(question):
             questions.append(question)
-    batch.lap("state", batch.started)
+    batch.lap("state", since)
     return questions
 
 
-def _stored(batch: Batch) -> tuple[list[UserHistory], set[int]]:
-    """The stored history of each request (empty where it brings its own), and the places of those not to be had."""
+def _stored(batch: Batch) -> tuple[list[UserHistory], dict[int, Exception]]:
+    """The stored history of each request (empty where it brings its own); place → why one is not to be had."""
     histories = [EMPTY_HISTORY] * len(batch.requests)
     wanted = [
         (place, key)
         for place, request in enumerate(batch.requests)
         if request.history is None and (key := history_key(request)) is not None
     ]
+    failed: dict[int, Exception] = {}
     if not wanted:
-        return histories, set()
+        return histories, failed
     state = batch.chain.state
     try:
-        found: Sequence[UserHistory | None] = state.histories([key for _, key in wanted])
-    except Exception:
-        logger.exception("the state could not be read")
+        found: Sequence[UserHistory | Exception] = state.histories([key for _, key in wanted])
+    except Exception as error:
+        if batch.chain.breakers.is_news():  # while a part of it is down, every batch meets that
+            logger.error("the state could not be read: %s", error, exc_info=not isinstance(error, MantaError))
         found = [_alone(state, key) for _, key in wanted]
     for (place, _), history in zip(wanted, found, strict=True):
-        if history is not None:
+        if isinstance(history, Exception):
+            failed[place] = history
+        else:
             histories[place] = history
-    return histories, {place for (place, _), history in zip(wanted, found, strict=True) if history is None}
+    return histories, failed
 
 
-def _alone(state: StateReader, key: tuple[Kind, str]) -> UserHistory | None:
-    """One history, where they could not all be read: a part of the state may be down. None: this one cannot."""
+def _alone(state: StateReader, key: tuple[Kind, str]) -> UserHistory | Exception:
+    """One history, where they could not all be read: a part of the state may be down. Why, where this one cannot."""
     try:
         return state.histories([key])[0]
-    except Exception:  # what is wrong has been said
-        return None
+    except Exception as error:
+        return error
 
 
 def _user_columns(chain: Chain, requests: Sequence[Request]) -> list[dict[str, Any] | None]:

@@ -1,10 +1,11 @@
 """How a gateway replica answers: per surface one lane, made of a chain over a loaded bundle and its micro-batches."""
 
+import asyncio
 import itertools
 import logging
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from app.errors import MantaError, NotFound
 from app.recommend import Answer, Chain, LiveBundle, LocalStages, Request, Stages, recommend, warm_up
 from app.settings import Settings
 from app.state.reader import StateReader
-from app.state.sharded import ShardedState
+from app.state.sharded import Key, ShardedState
 from deployments.access_log import AccessLog
 from deployments.batching import Batcher, Deliver
 from deployments.freshness import Follower
@@ -160,22 +161,48 @@ class Answering:
     async def _work(self, chain: Chain, requests: Sequence[Request], deliver: Deliver[Answer]) -> list[Outcome]:
         if self._follower.behind():
             await self._follower.refresh()
-        outcomes = await recommend(await self._with_histories(chain, requests), requests, deliver)
+        outcomes = await self._recommended(chain, requests, deliver)
         try:
             self._after(chain, requests, outcomes)
         except Exception:  # the answers are given
             logger.exception("answers could not be counted")
         return outcomes
 
-    async def _with_histories(self, chain: Chain, requests: Sequence[Request]) -> Chain:
-        """The chain over histories of all nodes: those of others are asked for at once, for half of the deadline."""
+    async def _recommended(self, chain: Chain, requests: Sequence[Request], deliver: Deliver[Answer]) -> list[Outcome]:
+        """Outcomes, in order. Who needs other nodes holds up nobody who does not, nor anybody with another deadline."""
         if not isinstance(self._state, ShardedState):
-            return chain
-        keys = [history_key(request) for request in requests if request.history is None]
-        wanted = list(dict.fromkeys(key for key in keys if key is not None))
-        if not wanted:
-            return chain
-        return replace(chain, state=await self._state.gather(wanted, chain.surface.timeout_ms / 2000))
+            return await recommend(chain, requests, deliver)
+        keys = [history_key(request) if request.history is None else None for request in requests]
+        near = self._state.at_hand([key for key in dict.fromkeys(keys) if key is not None])
+        away = near.away
+        if not away:
+            return await recommend(replace(chain, state=near), requests, deliver)
+        parts: dict[int, list[int]] = {}  # milliseconds that other nodes may take; 0: they are not asked
+        for place, (request, key) in enumerate(zip(requests, keys, strict=True)):
+            waits_ms = (request.timeout_ms or chain.surface.timeout_ms) // 2 if key in away else 0
+            parts.setdefault(waits_ms, []).append(place)
+        outcomes: dict[int, Outcome] = {}
+
+        async def answer(waits_ms: int, places: Sequence[int]) -> None:
+            asking, since = [requests[place] for place in places], chain.clock()
+            state: StateReader = near
+            if waits_ms:
+                state = await self._asked({keys[place] for place in places}, asking, waits_ms / 1000)
+            found = await recommend(
+                replace(chain, state=state), asking, lambda n, outcome: deliver(places[n], outcome), since=since
+            )
+            outcomes.update(zip(places, found, strict=True))
+
+        # Those who wait first: what they wait for is on its way while the others are answered
+        await asyncio.gather(*(answer(waits_ms, places) for waits_ms, places in sorted(parts.items(), reverse=True)))
+        return [outcomes[place] for place in range(len(requests))]
+
+    async def _asked(self, keys: Collection[Key | None], requests: Sequence[Request], wait_s: float) -> StateReader:
+        """The state with histories of other nodes, which have `wait_s` from the last request's arrival on."""
+        assert isinstance(self._state, ShardedState)
+        now = time.monotonic()
+        until = max(request.arrived or now for request in requests) + wait_s
+        return await self._state.gather([key for key in keys if key is not None], until - now)
 
     def _after(self, chain: Chain, requests: Sequence[Request], outcomes: Sequence[Outcome]) -> None:
         """What comes after the answers: the bundle's health, impressions, metrics, the log."""

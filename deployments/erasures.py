@@ -57,6 +57,9 @@ class Erasures:
             except MantaError as error:
                 log.warning("erasures wait: %s", error)
                 waiting = True
+            except Exception:  # a full disk, for example: nobody would begin this thread anew
+                log.exception("erasures wait")
+                waiting = True
             self._wanted.wait(self._settings.erasure.retry_s if waiting else None)
 
 

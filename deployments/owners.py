@@ -10,7 +10,8 @@ import ray
 from ray.exceptions import RayError
 
 from app.errors import StateUnavailable
-from app.state.sharded import Looked, ShardedState
+from app.state.owners import Looked
+from app.state.sharded import ShardedState
 from deployments.cluster import NAMESPACE
 from deployments.node_actors import SUPERVISOR, WRITER_PREFIX
 
@@ -68,10 +69,19 @@ class ShardOwners:
         except (RayError, ValueError, TimeoutError) as error:
             log.warning("the owners of shards are not known anew: %s", type(error).__name__)
         here = ray.get_runtime_context().get_node_id()
-        state.keep([shard for shard, node in self._owners.items() if node == here])
+        mine = [shard for shard, node in self._owners.items() if node == here]
+        if state.here != frozenset(mine):
+            await self._in_thread(lambda: state.keep(mine))  # a replica that is closed removes its files
         found = await asyncio.gather(*(self._error(state, shard) for shard in range(shards)))
-        self.errors = {shard: error for shard, error in enumerate(found) if error is not None}
+        self._note({shard: error for shard, error in enumerate(found) if error is not None})
         self.heard = self.heard or not self.errors
+
+    def _note(self, errors: dict[int, str]) -> None:
+        for shard in sorted(errors.keys() - self.errors.keys()):
+            log.warning("a shard cannot be read: %s", errors[shard])
+        for shard in sorted(self.errors.keys() - errors.keys()):
+            log.warning("shard %d can be read again", shard)
+        self.errors = errors
 
     async def _error(self, state: ShardedState, shard: int) -> str | None:
         if shard in state.here:

@@ -17,11 +17,15 @@ from app.erasure.places import Known, Subject
 from app.errors import MantaError, StateUnavailable
 from app.events.schema import EVENTS
 from app.settings import Settings
-from app.state.erasures import NodeErasures, erase_left_behind, known_together
-from app.state.sharded import Looked
+from app.state.erasures import NodeErasures, known_together
+from app.state.owners import Looked
+from app.state.position import gone_shards
+from app.state.shares import shard
+from app.state.states_here import erase_left_behind
 from app.state.writer import StateWriterLoop
 from deployments.cluster import NAMESPACE
 from deployments.node_actors import SUPERVISOR, WRITER_PREFIX, NodeWriter, pinned
+from deployments.rebuild_state import rebuild_apart
 from deployments.retention import RetentionWatch
 from deployments.shard_loops import ShardLoops
 from deployments.shard_map import Condition, ShardMap
@@ -43,7 +47,7 @@ class StateWriter(NodeWriter):
         pyarrow.set_cpu_count(1)  # what the actor has reserved
         loop = StateWriterLoop(settings, Path(home))
         self._settings, self._home = settings, Path(home)
-        self._erasures = loop.erasures
+        self._writing, self._erasures = loop, loop.erasures
         self._shards = ShardLoops(settings, Path(home))
         super().__init__(loop, "state-writer")
         self._retention = RetentionWatch(settings, Path(home))
@@ -83,6 +87,20 @@ class StateWriter(NodeWriter):
             return f"shard {shard}: found it gone to another node, wanted it here"
         try:
             return loop.look(keys)
+        except MantaError as error:
+            return str(error)
+
+    def rebuild(self) -> dict[str, Any] | str:
+        """Makes what is written on this node anew from the lake (`deployments.rebuild_state`); an error as text.
+
+        Shards that have gone to other nodes too: they may come back. Not what the writer of another node holds.
+        """
+        section, loops = self._settings.state, self._shards.loops
+        gone = [shard(number, section.shards) for number in gone_shards(self._home) if number < section.shards]
+        wanted = [loop.share for loop in (self._writing, *loops.values()) if not loop.blocked]
+        wanted += [share for share in gone if share.shard not in loops and section.placement == "sharded"]
+        try:
+            return rebuild_apart(self._settings, self._home, wanted)
         except MantaError as error:
             return str(error)
 
@@ -260,7 +278,7 @@ def _gone(name: str) -> bool:
 def _answer(ref: "ray.ObjectRef[dict[str, Any]]") -> dict[str, Any]:
     try:
         found: dict[str, Any] = ray.get(ref, timeout=0)
-    except (RayActorError, GetTimeoutError):
+    except (RayError, GetTimeoutError):
         return {"state": "starting"}
     return found
 

@@ -1,5 +1,6 @@
 """What runs, for `manta status`: read from run.json, the processes and Ray's dashboard, without joining Ray."""
 
+import contextlib
 import json
 import time
 import urllib.error
@@ -98,7 +99,7 @@ def disk(home: Path, *, up: bool = True) -> dict[str, Any]:
 def _stopped(home: Path) -> str | None:
     paths = StatePaths.of(home)
     for file in (paths.stopped, *sorted(paths.shards.glob("*/stopped"))):
-        if file.exists():
+        with contextlib.suppress(FileNotFoundError):  # the writer may go on just now
             return file.read_text()
     here = positions_here(home)
     found = [str(one.shortage) for one in here if one.shortage is not None]

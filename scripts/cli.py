@@ -6,7 +6,6 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +15,7 @@ from typer.core import TyperGroup
 
 from app.errors import MantaError, SettingsError
 from app.settings import Settings, home_folder
-from scripts import bundles, data, evaluate, imports, show, system, users
+from scripts import bundles, data, evaluate, imports, show, state, system, users
 from scripts.session import lift_options, open_session
 
 if TYPE_CHECKING:
@@ -51,8 +50,7 @@ data.add_to(app)
 evaluate.add_to(app)
 bundle_commands = bundles.add_to(app)
 users.add_to(app)
-state_commands = typer.Typer(help="User and item state of this machine.", no_args_is_help=True)
-app.add_typer(state_commands, name="state")
+state.add_to(app)
 
 
 @app.callback()
@@ -193,39 +191,6 @@ def rollback(surface: Annotated[str, typer.Argument(help="The surface.")], json_
 
         promotion = offline.rollback(session.settings, session.home, surface).as_json()
     bundles.report(promotion, json_)
-
-
-@state_commands.command(epilog="Example: manta state rebuild")
-def rebuild(json_: show.JsonFlag = False) -> None:
-    """Folds the lake and what Kafka holds behind it into a new database; a running writer changes over to it."""
-    from app.lake.tables import open_lake
-    from app.state.rebuild import rebuild as fold
-    from deployments.cluster import attach
-
-    session = open_session()
-    with (
-        attach(session.settings, session.home, ray=False, say=show.say) as attached,
-        show.progress("rebuild") as bar,
-    ):
-        report = fold(attached.settings, session.home, open_lake(attached.settings, session.home), bar.topic)
-    if json_:
-        show.as_json(asdict(report))
-    else:
-        show.facts(asdict(report))
-
-
-@state_commands.command(epilog="Example: manta state checkpoint")
-def checkpoint(json_: show.JsonFlag = False) -> None:
-    """Copies this node's state to `state.checkpoints`, beside a running writer or without one."""
-    from app.state.checkpoint import write_checkpoints
-
-    session = open_session()
-    reports = [asdict(one) for one in write_checkpoints(session.settings, session.home)]
-    if json_:
-        show.as_json(reports[0] if len(reports) == 1 else reports)
-        return
-    for report in reports:
-        show.facts(report)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

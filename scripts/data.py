@@ -1,8 +1,6 @@
-"""Commands about data: lake (`scripts.lake`), dlq, users."""
+"""Commands about data: lake (`scripts.lake`), dlq."""
 
-import os
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,9 +23,6 @@ def add_to(app: typer.Typer) -> None:
     letters.command("show", epilog="Example: manta dlq show events/3/1207")(dlq_show)
     letters.command("replay", epilog="Example: manta dlq replay --reason missing --dry-run")(dlq_replay)
     app.add_typer(letters, name="dlq")
-    users = typer.Typer(help="What the state knows of a user.", no_args_is_help=True)
-    users.command("show", epilog="Example: manta users show 42 --json")(users_show)
-    app.add_typer(users, name="users")
 
 
 def dlq_list(
@@ -109,35 +104,3 @@ def _position(command: str, word: str) -> "Position":
     if found is None:
         raise SettingsError(command, "TOPIC/PARTITION/OFFSET", word, "for example events/3/1207")
     return found
-
-
-def users_show(
-    user: Annotated[str, typer.Argument(metavar="ID", help="The user.")],
-    json_: show.JsonFlag = False,
-) -> None:
-    """A user's columns and history, as the state on this machine holds them."""
-    from app.state.sharded import open_reader
-
-    session = open_session()
-    replica = open_reader(session.home, f"cli-{os.getpid()}", session.settings.state)
-    try:
-        replica.catch_up()
-        history = replica.histories([("user", user)])[0]
-        columns = replica.user_columns([user])[0]
-    finally:
-        replica.close()
-    rows: list[dict[str, Any]] = [
-        {"item_id": item, "event_type": kind, "event_time": _time(int(at))}
-        for item, kind, at in zip(history.item_ids, history.event_types, history.times, strict=True)
-    ]
-    if json_:
-        show.as_json({"user_id": user, "columns": columns, "items": rows, "version": history.version})
-        return
-    show.facts({"user_id": user, "columns": columns, "version": history.version})
-    print()
-    show.table(rows, ["event_time", "event_type", "item_id"], "no history")
-
-
-def _time(milliseconds: int) -> str:
-    stamp = datetime.fromtimestamp(milliseconds / 1000, UTC)
-    return stamp.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -2,7 +2,8 @@
 
 import os
 import urllib.parse
-from typing import TYPE_CHECKING, Annotated, Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -77,7 +78,7 @@ def _erase_here(session: Session, user_id: str) -> Document:
     from app.erase import Eraser, alone, request
     from app.erasure.ledger import ErasureLedger
     from app.events.topics import ensure_topics
-    from app.state.erasures import StatesHere
+    from app.state.states_here import StatesHere
     from deployments.cluster import attach
     from deployments.erase_files import places_of
 
@@ -104,27 +105,50 @@ def _known(session: Session, user_id: str) -> Document | None:
     latest = None
     if session.settings.registry.url or (session.home / "registry.db").exists():
         latest = ErasureLedger(session.settings, session.home).latest(user_id)
-    history, columns = _in_the_state(session, user_id)
-    found: Document = {"user_id": user_id, "columns": columns, "events": len(history.item_ids), "newest": None}
-    if len(history.times):
-        found["newest"] = format_time(int(history.times[-1]) * 1000)
+    kept = _in_the_state(session, user_id)
+    found: Document = {"user_id": user_id, "columns": kept.columns, "events": kept.events, "newest": None}
+    if kept.newest_ms is not None:
+        found["newest"] = format_time(kept.newest_ms * 1000)
     found["erasure"] = latest.as_json() if latest is not None else None
     return found if any(found[key] for key in ("columns", "events", "erasure")) else None
 
 
-def _in_the_state(session: Session, user_id: str) -> "tuple[UserHistory, dict[str, Any] | None]":
-    """As the writer of this node shows it, or without one as the database has it."""
-    from app.state.erasures import StatesHere
+class _Kept(NamedTuple):
+    """What the state has of a user; `newest_ms`: time of the newest event."""
+
+    events: int
+    newest_ms: int | None
+    columns: dict[str, Any] | None
+
+
+def _in_the_state(session: Session, user_id: str) -> _Kept:
+    """As the writers show it, or where none runs as the databases have it."""
     from app.state.sharded import open_reader
+    from app.state.states_here import StatesHere
 
     if running(session.home) is None:
-        return StatesHere(session.settings, session.home).shown(user_id)
+        return _kept(*StatesHere(session.settings, session.home).shown(user_id))
     reader = open_reader(session.home, f"show-{os.getpid()}", session.settings.state)
     try:
         reader.catch_up()
-        return reader.histories([("user", user_id)])[0], reader.user_columns([user_id])[0]
+        columns = reader.user_columns([user_id])[0]
+        run = serving(session.home) if session.settings.state.placement == "sharded" else None
+        if run is not None:  # his shard may be on another node
+            return _told(run, user_id, columns)
+        return _kept(reader.histories([("user", user_id)])[0], columns)
     finally:
         reader.close()
+
+
+def _kept(history: "UserHistory", columns: dict[str, Any] | None) -> _Kept:
+    return _Kept(len(history.item_ids), int(history.times[-1]) if len(history.times) else None, columns)
+
+
+def _told(run: Run, user_id: str, columns: dict[str, Any] | None) -> _Kept:
+    """As the endpoint says."""
+    items = call(run.endpoint, f"/v1/users/{urllib.parse.quote(user_id, safe='')}/history")["items"]
+    newest = datetime.fromisoformat(items[-1]["event_time"]) if items else None
+    return _Kept(len(items), None if newest is None else round(newest.timestamp() * 1000), columns)
 
 
 def _print(erasure: Document) -> None:

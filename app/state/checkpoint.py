@@ -21,6 +21,7 @@ from app.artifacts import Place, StoreError
 from app.errors import MantaError, StateUnavailable
 from app.settings import Settings
 from app.state.layout import FORMAT, StatePaths, current_generation, database
+from app.state.position import gone_shards
 from app.state.room import is_held_by_another
 from app.state.shares import Share, node_share, shares
 from app.state.store import StateStore
@@ -79,10 +80,11 @@ def place_of(place: str, share: Share) -> str:
 
 def write_checkpoints(settings: Settings, home: Path) -> list[CheckpointReport]:
     """Checkpoints of all databases of the state that are on this node, each as `write_checkpoint`."""
+    gone = gone_shards(home)
     here = [
         share
         for share in shares(settings.state)
-        if not share.is_shard or StatePaths.of(home).shard(share.shard).databases.exists()
+        if not share.is_shard or (share.shard not in gone and StatePaths.of(home).shard(share.shard).databases.exists())
     ]
     return [write_checkpoint(settings, home, share) for share in here]
 
@@ -93,10 +95,13 @@ def write_checkpoint(settings: Settings, home: Path, share: Share | None = None)
     `share`: None: what is every node's.
 
     Raises:
-        StateUnavailable: there is no state, or the writer made no checkpoint.
+        StateUnavailable: there is no state, it is of a shard that has gone to another node, or the writer made no
+            checkpoint.
         MantaError: the store cannot be written.
     """
     share = node_share(settings.state) if share is None else share
+    if share.shard in gone_shards(home):  # it would pass for the newest, and make room for itself
+        raise StateUnavailable(f"{share}: found it on another node, wanted it here")
     started, paths = time.monotonic(), StatePaths.of(home).shard(share.shard)
     shutil.rmtree(paths.checkpoint, ignore_errors=True)
     _make(settings, paths, share)

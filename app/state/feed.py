@@ -154,6 +154,11 @@ class StateFeed:
             behind[place] = max(0, max(heard, ends.get(place, 0)) - self._next.get(place, 0))
         return behind
 
+    @property
+    def ends(self) -> dict[Place, int]:
+        """Where each partition that is read ended when the log was last compared with; empty before that."""
+        return self._ends
+
     def reached_ms(self, topic: str) -> int | None:
         """When the oldest message arrived that may still be read of a topic (`app.state.arrivals`); None: not known."""
         return self._arrivals.reached_ms(topic, self.behind())

@@ -228,7 +228,7 @@ class Position:
 
 
 def positions_here(home: Path) -> list[Position]:
-    """The positions of a node's state: its own, and those of shards that are not long gone to other nodes."""
+    """The positions of a node's state: its own, and those of shards that have not gone to other nodes."""
     paths, found = StatePaths.of(home), []
     for path in (paths.position, *sorted(paths.shards.glob("*/position"))):
         with contextlib.suppress(StateUnavailable):
@@ -238,6 +238,16 @@ def positions_here(home: Path) -> list[Position]:
     for one in gone:
         one.close()
     return [one for one in found if one not in gone]
+
+
+def gone_shards(home: Path) -> frozenset[int]:
+    """Shards that other nodes write: what is on this disk is what they were when they went."""
+    here = positions_here(home)
+    paths = {one.path for one in here}
+    for one in here:
+        one.close()
+    known = (path for path in StatePaths.of(home).shards.glob("[0-9]*/position") if path not in paths)
+    return frozenset(int(path.parent.name) for path in known if path.parent.name.isdigit())
 
 
 def merged(offsets: Mapping[str, Mapping[int, int]], more: Mapping[tuple[str, int], int]) -> dict[str, dict[int, int]]:

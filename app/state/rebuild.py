@@ -5,7 +5,7 @@ The database in use is never touched: the new one grows in a folder of its own w
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +24,8 @@ from app.state.feed import TOPICS, feed_of
 from app.state.layout import StatePaths, choose_generation, current_generation, database, open_primary
 from app.state.messages import events_of, to_batch
 from app.state.room import Room, is_held_by_another, is_out_of_space
-from app.state.shares import Share, shares
+from app.state.shares import Share
+from app.state.shares import shares as all_shares
 from app.state.store import StateStore
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
@@ -52,7 +53,7 @@ class RebuildReport:
     """What a rebuild did.
 
     Attributes:
-        generation: the database that is in use from now on.
+        generation: the database that is in use from now on; of several the newest.
         events: events taken from the lake.
         items, users: rows taken from the lake.
         followed: events, items and users read from Kafka behind that.
@@ -69,7 +70,14 @@ class RebuildReport:
     seconds: float = 0.0
 
 
-def rebuild(settings: Settings, home: Path, lake: Lake, progress: Progress | None = None) -> RebuildReport:
+def rebuild(
+    settings: Settings,
+    home: Path,
+    lake: Lake,
+    progress: Progress | None = None,
+    *,
+    shares: Collection[Share] | None = None,
+) -> RebuildReport:
     """Folds the lake, follows Kafka to where its log ends now, and switches to the result.
 
     A running writer switches by itself within a second, a stopped one when it starts. Interrupted, nothing has
@@ -80,12 +88,13 @@ def rebuild(settings: Settings, home: Path, lake: Lake, progress: Progress | Non
         home: MANTA_HOME.
         lake: the open lake.
         progress: told of each step.
+        shares: which databases; None: all that together are the state.
 
     Raises:
         MantaError: another rebuild is running, the broker or the lake cannot be read, or the disk has no room.
     """
     started, room, stores = time.monotonic(), Room(home, settings.state.min_free_bytes), list[StateStore]()
-    report = RebuildReport(current_generation(StatePaths.of(home).databases) + 1)
+    report = RebuildReport(0)
 
     def say(what: str, done: int, total: int) -> None:
         if (shortage := room.shortage()) is not None:
@@ -94,7 +103,9 @@ def rebuild(settings: Settings, home: Path, lake: Lake, progress: Progress | Non
             progress(what, done, total)
 
     try:
-        stores += (_fresh(home, settings, share) for share in shares(settings.state))
+        for share in all_shares(settings.state) if shares is None else shares:
+            stores.append(_fresh(home, settings, share))
+        report.generation = max(store.generation for store in stores)
         # After the databases are held: an erasure waits for this to be over, or is known here
         erased = load_erased(settings, home)
         _take_events(snapshot(lake, EVENTS), erased, stores, report, say)
@@ -111,8 +122,8 @@ def rebuild(settings: Settings, home: Path, lake: Lake, progress: Progress | Non
             raise MantaError(f"{_NO_ROOM}: {error}") from None
         raise
     for store in stores:
+        choose_generation(store.path.parent, store.generation)  # held until then: an erasure removes halves
         store.close()
-        choose_generation(store.path.parent, store.generation)
     _remove_shards(home, settings)
     report.seconds = time.monotonic() - started
     return report
@@ -133,7 +144,7 @@ def _fresh(home: Path, settings: Settings, share: Share) -> StateStore:
 
 def _remove_shards(home: Path, settings: Settings) -> None:
     """Removes shards that there are no more, unless somebody still writes them."""
-    wanted = {share.shard for share in shares(settings.state)}
+    wanted = {share.shard for share in all_shares(settings.state)}
     for folder in StatePaths.of(home).shards.glob("[0-9]*"):
         if not folder.name.isdigit() or int(folder.name) in wanted:
             continue
@@ -150,6 +161,8 @@ def _take_events(
     events: Snapshot, erased: Erased, stores: Sequence[StateStore], report: RebuildReport, say: Progress
 ) -> None:
     total, takers = events.rows, [store for store in stores if EVENTS in store.share.topics]
+    if not takers:
+        return
     for table in _batches(events, _EVENT_FIELDS):
         report.events += len(table)
         found = events_of(_about_others(table, EVENTS, erased))
@@ -162,7 +175,9 @@ def _take_events(
 def _take_entities(entities: Snapshot, erased: Erased, stores: Sequence[StateStore], say: Progress) -> int:
     """Items or users; a withdrawn item comes with the columns that it had."""
     done, total = 0, entities.rows
-    (store,) = (store for store in stores if entities.table in store.share.topics)
+    takers = [store for store in stores if entities.table in store.share.topics]
+    if not takers:
+        return 0
     shown = ["item_id" if entities.table == ITEMS else "user_id", "available", "columns"]
     for table in _batches(entities, (*shown, *_PLACE)):
         found: list[tuple[str, bytes | None]] = []
@@ -174,9 +189,10 @@ def _take_entities(entities: Snapshot, erased: Erased, stores: Sequence[StateSto
                 found.append((name, columns.encode()))
             if not available:
                 found.append((name, None))
-        store.apply(Batch(items=found) if entities.table == ITEMS else Batch(users=found))
+        for store in takers:
+            store.apply(Batch(items=found) if entities.table == ITEMS else Batch(users=found))
         say(f"{entities.table} from the lake", done, total)
-    _take_offsets(entities, [store])
+    _take_offsets(entities, takers)
     return done
 
 

@@ -206,6 +206,10 @@ class StateReplica:
         """Next offset of the partition that is not applied, from the shared position; 0: nothing is."""
         return self._position.applied(topic, partition) if self._position else 0
 
+    def offsets(self, topic: str) -> dict[int, int]:
+        """Partition → next offset that is not applied, where anything is; from the shared position."""
+        return self._position.offsets()[topic] if self._position else {}
+
     def as_of(self) -> int:
         """The watermark, milliseconds; 0 without events."""
         return self._position.watermark if self._position else 0

@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from app.errors import StateUnavailable
 from app.events.schema import EVENTS
@@ -14,121 +14,41 @@ from app.state.batch import session_key
 from app.state.joining import Found, Join, Wanted, joined, one_of
 from app.state.layout import StatePaths
 from app.state.merging import Link
-from app.state.reader import ItemChange, Kind, StateReader, UserHistory
+from app.state.owners import Elsewhere, Nowhere, OtherShards, Owners
+from app.state.position import gone_shards
+from app.state.reader import ItemChange, Kind, UserHistory
 from app.state.replica import StateReplica
 from app.state.room import Shortage
-from app.state.shares import beside, shard, shard_of
-
-_AGAIN_S = 0.2  # a shard that cannot be read is not tried again before
-_ANEW_S = 3.0  # a replica that has failed for this long is replaced
+from app.state.shard_here import ShardHere
+from app.state.shares import beside, shard_of
 
 Key = tuple[Kind, str]
 
 
-class Looked(NamedTuple):
-    """What the owner of a shard answers.
-
-    Attributes:
-        found: one a key.
-        as_of: the shard's watermark, milliseconds; 0: none.
-        since: earliest event time that counts as of that, milliseconds; None: all count.
-        applied: partition of `events` → next offset that the shard lacks.
-    """
-
-    found: list[Found]
-    as_of: int
-    since: int | None
-    applied: dict[int, int]
-
-
-class Owners(Protocol):
-    """The shards of other nodes."""
-
-    async def look(self, shard: int, keys: Sequence[bytes], /) -> Looked:
-        """Everything that was applied before the call is in the answer.
-
-        Raises:
-            StateUnavailable: the shard's owner is down, or has not caught up yet.
-        """
-        ...
-
-
-class Nowhere:
-    """`Owners` where there are no other nodes."""
-
-    async def look(self, shard: int, _: Sequence[bytes]) -> Looked:
-        """As `Owners.look`."""
-        raise _not_here(shard)
-
-
-class _Here:
-    """A shard of this node: its replica, and why it cannot be read if it cannot."""
-
-    def __init__(self, home: Path, name: str, number: int, shards: int) -> None:
-        self._home, self._name, self._share = home, name, shard(number, shards)
-        self._failing: float | None = None
-        self._tried, self._made = 0.0, 0
-        self.error: StateUnavailable | None = StateUnavailable(
-            f"{self._share}: found it not read yet, wanted a catch-up"
-        )
-        self._open()
-
-    def _open(self) -> None:
-        self._made += 1
-        self.replica = StateReplica.of_home(self._home, f"{self._name}-{self._made}", self._share)
-
-    def behind(self) -> bool:
-        if self.error is not None and time.monotonic() - self._tried < _AGAIN_S:
-            return False
-        return self.error is not None or self.replica.behind()
-
-    def catch_up(self) -> None:
-        """A shard that cannot be followed takes none of the others down: whoever wants it is told."""
-        if not self.behind():
-            return
-        self._tried = time.monotonic()
-        try:
-            self.replica.catch_up()
-        except StateUnavailable as error:
-            self.error, began = error, self._failing or self._tried
-            self._failing = began
-            if self._tried - began > _ANEW_S:
-                self._failing = None
-                self.replica.close()
-                self._open()
-            return
-        self.error = self._failing = None
-
-    def look(self, keys: Sequence[bytes]) -> list[Found]:
-        if self.error is not None:
-            raise self.error
-        return self.replica.look(keys)
-
-
 class ShardedState:
-    """The state as a node sees it. Every method may be called from any thread, `gather` from an event loop.
-
-    Attributes:
-        owners: who is asked for shards that are not here.
-    """
+    """The state as a node sees it. Every method may be called from any thread, those that wait from an event loop."""
 
     def __init__(self, home: Path, name: str, settings: StateSettings, owners: Owners | None = None) -> None:
         """Takes the MANTA_HOME, the name of this reader's folders, and whom to ask; None: nobody."""
         self._home, self._name, self._settings = home, name, settings
-        self.owners: Owners = owners or Nowhere()
+        self._away = OtherShards(owners or Nowhere())
         self._node = StateReplica.of_home(home, name, beside(settings.shards))
-        self._here: dict[int, _Here] = {}
-        self._heard: dict[int, Looked] = {}
+        self._here: dict[int, ShardHere] = {}
 
     def keep(self, here: Collection[int]) -> None:
         """From now on these shards are read here, and no others."""
         before = self._here
         self._here = {
-            number: before.get(number) or _Here(self._home, self._name, number, self._settings.shards)
+            number: before.get(number) or ShardHere(self._home, self._name, number, self._settings.shards)
             for number in sorted(here)
         }
         for number in before.keys() - self._here.keys():
             before[number].replica.close()
+
+    @property
+    def owners(self) -> Owners:
+        """Who is asked for shards that are not here."""
+        return self._away.owners
 
     @property
     def here(self) -> frozenset[int]:
@@ -163,7 +83,12 @@ class ShardedState:
         """
         return [one_of(one) for one in joined(keys, self._settings, self._look).histories(self._since())]
 
-    async def gather(self, keys: Sequence[Key], timeout_s: float) -> StateReader:
+    def at_hand(self, keys: Sequence[Key]) -> "Gathered":
+        """The state with those of these histories that lie on this node alone; `away` are the others."""
+        found = joined(keys, self._settings, self._look).histories(self._since())
+        return Gathered(self, dict(zip(keys, found, strict=True)))
+
+    async def gather(self, keys: Sequence[Key], timeout_s: float) -> "Gathered":
         """The state with the histories of these keys, each shard of another node asked once for all of them.
 
         A history that cannot be had raises StateUnavailable when it is read, and only for whoever reads it.
@@ -184,7 +109,7 @@ class ShardedState:
     def _look(self, number: int, names: Sequence[bytes]) -> Sequence[Found] | StateUnavailable:
         one = self._here.get(number)
         if one is None:
-            return _not_here(number)
+            return Elsewhere(number)
         try:
             return one.look(names)
         except StateUnavailable as error:
@@ -193,31 +118,23 @@ class ShardedState:
     async def _ask(self, number: int, names: Sequence[bytes], until: float) -> Sequence[Found] | StateUnavailable:
         if number in self._here:
             return self._look(number, names)
-        left = until - time.monotonic()
-        try:
-            async with asyncio.timeout(left):
-                looked = await self.owners.look(number, names)
-        except TimeoutError:
-            return StateUnavailable(f"shard {number}: its owner said nothing for {left:.3f} s")
-        except StateUnavailable as error:
-            return error
-        self._heard[number] = looked
-        return looked.found
+        looked = await self._away.ask(number, names, until)
+        return looked if isinstance(looked, StateUnavailable) else looked.found
 
-    async def hear(self, number: int, timeout_s: float) -> dict[int, int]:
-        """Partition of `events` → next offset that the shard lacks, as its owner says.
+    async def hear(self, number: int, timeout_s: float) -> Mapping[int, int]:
+        """Partition of `events` → next offset that a shard of another node lacks, as its owner says.
 
         Raises:
             StateUnavailable: it does not say.
         """
-        found = await self._ask(number, (), time.monotonic() + timeout_s)
-        if isinstance(found, StateUnavailable):
-            raise found
-        return self._heard[number].applied if number not in self._here else {}
+        looked = await self._away.ask(number, (), time.monotonic() + timeout_s)
+        if isinstance(looked, StateUnavailable):
+            raise looked
+        return looked.applied
 
     def _since(self) -> int | None:
         """As of all shards' watermark, as far as this node has heard of the others'."""
-        known = [one.replica.since() for one in self._here.values()] + [one.since for one in self._heard.values()]
+        known = [*(one.replica.since() for one in self._here.values()), *self._away.since()]
         return max((since for since in known if since is not None), default=None)
 
     # --- the rest
@@ -256,8 +173,7 @@ class ShardedState:
 
     def as_of(self) -> int:
         """The highest watermark of the shards, as far as this node has heard of the others'."""
-        known = [one.replica.as_of() for one in self._here.values()]
-        return max([0, *known, *(one.as_of for one in self._heard.values())])
+        return max([0, *(one.replica.as_of() for one in self._here.values()), *self._away.as_of()])
 
     def lag(self) -> int:
         """Messages that this node's writers have not applied; -1: one of them cannot tell."""
@@ -296,6 +212,11 @@ class Gathered:
     def __init__(self, state: ShardedState, histories: dict[Key, UserHistory | StateUnavailable]) -> None:
         self._state, self._histories = state, histories
 
+    @property
+    def away(self) -> set[Key]:
+        """Whose histories, or parts of them, lie on other nodes that were not asked."""
+        return {key for key, history in self._histories.items() if isinstance(history, Elsewhere)}
+
     def histories(self, keys: Sequence[Key]) -> list[UserHistory]:
         """One a key; raises StateUnavailable where one of them could not be had."""
         return [one_of(self._histories[key]) for key in keys]
@@ -315,14 +236,10 @@ def _user_of(found: Found) -> str | None:
     return link.user_id if link is not None else None
 
 
-def _not_here(number: int) -> StateUnavailable:
-    return StateUnavailable(f"shard {number}: found it on another node, wanted its owner to be asked")
-
-
 def open_reader(home: Path, name: str, settings: StateSettings) -> "StateReplica | ShardedState":
-    """What a command reads the state of this node with: all shards that are in this home."""
+    """What a command reads the state of this node with: all shards that are written here."""
     if settings.placement == "node":
         return StateReplica.of_home(home, name)
-    reader = ShardedState(home, name, settings)
-    reader.keep([n for n in range(settings.shards) if StatePaths.of(home).shard(n).position.exists()])
+    reader, gone = ShardedState(home, name, settings), gone_shards(home)
+    reader.keep([n for n in range(settings.shards) if n not in gone and StatePaths.of(home).shard(n).position.exists()])
     return reader

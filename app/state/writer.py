@@ -4,12 +4,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from app.errors import StateUnavailable
+from app.events.doze import Place
 from app.events.schema import EVENTS
 from app.settings import Settings
 from app.state.batch import Batch
@@ -19,10 +20,11 @@ from app.state.feed import Read, StateFeed, feed_of
 from app.state.layout import StatePaths, choose_generation, current_generation, database, remove_older
 from app.state.leftovers import remove_leftovers
 from app.state.messages import to_batch
+from app.state.owners import Looked
 from app.state.position import Position
 from app.state.room import Room, Shortage, free_bytes, is_held_by_another, is_out_of_space, used_bytes
-from app.state.sharded import Looked
 from app.state.shares import Share, ShareDiffers, node_share
+from app.state.standing_in import StandIn
 from app.state.store import StateStore, Totals
 
 _POLL_S = 0.1
@@ -50,6 +52,7 @@ class StateWriterLoop:
         self.erasures = NodeErasures(settings, home)
         self.share = node_share(settings.state) if share is None else share
         self._settings, self._home, self._paths = settings, home, StatePaths.of(home).shard(self.share.shard)
+        self._stand_in = StandIn(home, self.share)
         self._refused: str | None = None
         self._shown = self.blocked = False
         self._room = Room(home, settings.state.min_free_bytes)
@@ -95,6 +98,8 @@ class StateWriterLoop:
                     self._room.ran_out()
         finally:
             position.close()
+            self._stand_in.close()
+            self._paths.stopped.unlink(missing_ok=True)  # it is another's to say, where the shard goes
 
     def status(self) -> dict[str, Any]:
         """What it does: pid, offsets, lag, totals, and what is wrong if anything is."""
@@ -126,7 +131,7 @@ class StateWriterLoop:
         """
         store = self._store
         if store is None or not self._shown:
-            raise StateUnavailable(f"{self.share}: found its writer catching up, wanted it to have caught up")
+            return self._stand_in.look(keys)
         try:
             found = store.look(keys)
         except Exception as error:  # rocksdict raises bare exceptions, as where it is just being opened anew
@@ -190,6 +195,7 @@ class StateWriterLoop:
             if not self._stop.is_set() and (position.moves or not self.share.is_shard or self._reached):
                 position.publish(store.outrun(position.moves))
                 self._shown = True
+                self._stand_in.close()
             while self._shown and not self._stop.is_set() and self._room.shortage() is None:
                 self._step(position, store, feed)
                 if self._due() and self._look(position, store, feed) != generation:
@@ -201,7 +207,7 @@ class StateWriterLoop:
     def _reach(self, position: Position, store: StateStore, feed: StateFeed) -> None:
         """Brings another database to where the one before it was, unseen: nobody's last click is gone for a moment.
 
-        A shard that shows nothing is brought to the log's end: half its histories would be wrong ones.
+        A shard that shows nothing is brought to where the log ended at first: half its histories would be wrong ones.
         """
         shown = position.offsets() if position.generation != store.generation else {}
         unseen, self._reached = self.share.is_shard and not position.moves, False
@@ -213,10 +219,13 @@ class StateWriterLoop:
             if read := feed.poll(_POLL_S, self._settings.state.batch_events):
                 self._accept(store, feed)
                 store.apply(self._batch(read, feed))
-            elif feed.connected and not any(feed.lag().values()):
+                there = unseen and _holds(store, feed.ends)  # events that go on coming are no reason to wait
+            else:
+                there = not any(feed.lag().values())  # the log itself may be shorter than it was
+            if feed.connected and there:
                 self._accept(store, feed)
                 self._reached = True
-                return  # the log itself is shorter than it was
+                return
             position.beat(-1)
             if self._due():
                 self._show_lag(position, store, feed)
@@ -282,3 +291,9 @@ class StateWriterLoop:
                 self.blocked = True
             self._stop.wait(_LOCK_S)
         return None
+
+
+def _holds(store: StateStore, ends: Mapping[Place, int]) -> bool:
+    """Whether a database has everything up to some offsets."""
+    done = store.offsets()
+    return all(done.get(topic, {}).get(partition, 0) >= end for (topic, partition), end in ends.items())

@@ -14,10 +14,11 @@ from app.state import checkpoint
 from app.state.batch import Batch
 from app.state.checkpoint import MANIFEST, place_of, restore_newest, write_checkpoint, write_checkpoints
 from app.state.erase_checkpoints import CheckpointsPlace
-from app.state.erasures import StatesHere, erase_here, erase_left_behind
+from app.state.erasures import erase_here
 from app.state.layout import StatePaths, choose_generation, database
 from app.state.reader import EMPTY_HISTORY
 from app.state.shares import shard, shard_of, shares
+from app.state.states_here import StatesHere, erase_left_behind
 from app.state.store import StateStore
 from tests.contract.test_state_checkpoint import content, opened, settings_with
 from tests.contract.test_state_readers import event, events

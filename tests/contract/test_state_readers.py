@@ -12,10 +12,11 @@ from app.settings import Settings
 from app.state.batch import Batch, StateEvent
 from app.state.layout import StatePaths, database
 from app.state.memory import MemoryState
+from app.state.owners import Looked
 from app.state.position import Position
 from app.state.reader import EMPTY_HISTORY, Kind, StateReader, UserHistory
 from app.state.replica import StateReplica
-from app.state.sharded import Looked, ShardedState
+from app.state.sharded import ShardedState
 from app.state.shares import shard_of, shares
 from app.state.store import StateStore
 
@@ -81,15 +82,18 @@ def opened(kind: str, section: dict[str, object], tmp_path: Path) -> Iterator[tu
 
 
 class Stores:
-    """Owners of shards, in this process; those that are down say so."""
+    """Owners of shards, in this process; those that are down say so, those that hang nothing."""
 
     def __init__(self, stores: Mapping[int, StateStore]) -> None:
         self._stores, self.down, self.asked = stores, set[int](), list[tuple[int, int]]()
+        self.hung = set[int]()
 
     async def look(self, shard: int, keys: Sequence[bytes], /) -> Looked:
         self.asked.append((shard, len(keys)))
         if shard in self.down:
             raise StateUnavailable(f"shard {shard}: down")
+        if shard in self.hung:
+            await asyncio.Event().wait()
         store = self._stores[shard]
         published = store.published()
         return Looked(store.look(keys), published.watermark, published.since, published.offsets.get("events", {}))

@@ -1,8 +1,10 @@
 """An erasure in a home where no writer runs: what the state, or else the lake, knows of the user, and what is left."""
 
 import secrets
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pyarrow as pa
 import pytest
@@ -15,11 +17,15 @@ from app.events.columns import EVENT_COLUMNS
 from app.events.schema import EVENTS, MERGE
 from app.lake.commit import Progress, TopicOffsets, append
 from app.lake.tables import open_lake
-from app.settings import Settings
-from app.state import erasures
-from app.state.batch import Batch, StateEvent
-from app.state.erasures import StatesHere
+from app.settings import Settings, StateSettings
+from app.state import states_here
+from app.state.batch import Batch, StateEvent, user_key
+from app.state.checkpoint import write_checkpoint, write_checkpoints
 from app.state.layout import StatePaths, choose_generation, database
+from app.state.position import Position, gone_shards
+from app.state.sharded import ShardedState, open_reader
+from app.state.shares import shard, shard_of, shares
+from app.state.states_here import StatesHere
 from app.state.store import StateStore
 from tests.search.files import files_with
 
@@ -101,7 +107,7 @@ def test_a_state_that_nobody_writes(tmp_path: Path, subject: Subject) -> None:
 def test_what_the_ledger_knows_and_the_state_does_not_is_made_up_for(
     tmp_path: Path, subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(erasures, "_STALLED_S", 0.1)
+    monkeypatch.setattr(states_here, "_STALLED_S", 0.1)
     databases = StatePaths.of(tmp_path).databases
     store = StateStore(database(databases, 0), SETTINGS)
     store.topic_ids[EVENTS] = "t"
@@ -115,3 +121,45 @@ def test_what_the_ledger_knows_and_the_state_does_not_is_made_up_for(
     with pytest.raises(StateUnavailable):  # it cannot be read on to the request without a broker
         states.known(subject)
     assert states.shown("missed")[0].version == 0
+
+
+def test_a_shard_that_has_gone_to_another_node_is_neither_shown_nor_copied_but_cleared(
+    tmp_path: Path, subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left on this disk is of the day when it went."""
+    section = {"placement": "sharded", "shards": 2, "checkpoints": str(tmp_path / "store")}
+    settings = SETTINGS.model_copy(update={"state": StateSettings.model_validate(section)})
+    users = {shard_of(f"u{number}", 2): f"u{number}" for number in range(9)}
+    clicks = [StateEvent(0, 0, 0, None, user, None, "i", "click", 0, NAN) for user in users.values()]
+    now = time.time_ns()
+    for share in shares(settings.state):
+        paths = StatePaths.of(tmp_path).shard(share.shard)
+        choose_generation(paths.databases, 0)
+        store = StateStore(database(paths.databases, 0), settings, share=share)
+        published = store.apply(Batch(events=share.taken(clicks) if share.is_shard else []))
+        store.close()
+        position = Position.create(paths.position)
+        with monkeypatch.context() as clock:
+            clock.setattr("app.state.position.time.time_ns", lambda: now - 61 * 10**9 * (share.shard == 1))  # noqa: B023
+            position.publish(published)
+        position.close()
+    assert gone_shards(tmp_path) == {1}
+    states = StatesHere(settings, tmp_path)
+    assert states.shown(users[0])[0].item_ids == ("i",)
+    with pytest.raises(StateUnavailable, match="shard 1"):
+        states.shown(users[1])
+    with pytest.raises(StateUnavailable, match=r"there is no state.*manta ingest"):  # it knows not of all merges
+        states.known(subject)
+    reader = cast(ShardedState, open_reader(tmp_path, "test", settings.state))
+    assert reader.here == {0}
+    reader.close()
+    assert sorted(Path(report.place).parent.name for report in write_checkpoints(settings, tmp_path)) == [
+        "shard-0-of-2",
+        "store",
+    ]
+    with pytest.raises(StateUnavailable, match="shard 1 of 2: found it on another node"):
+        write_checkpoint(settings, tmp_path, shard(1, 2))
+    states.erase(replace(subject, user_id=users[1]))
+    rows = StateStore(database(StatePaths.of(tmp_path).shard(1).databases, 0), settings, share=shard(1, 2))
+    assert rows.look([user_key(users[1])])[0].record is None
+    rows.close()

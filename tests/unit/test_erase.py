@@ -1,6 +1,9 @@
 """The course of an erasure: what comes first, what fails, and what is made up for after a kill."""
 
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from app.errors import MantaError, StateUnavailable
 from app.events.ranges import TopicBounds
 from app.events.schema import EVENTS, IMPRESSIONS, USERS
 from app.settings import Settings
+from deployments.erasures import Erasures
 
 SETTINGS = Settings()
 
@@ -163,3 +167,20 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         assert (first, second) == (True, False)
     with alone(tmp_path) as again:
         assert again
+
+
+def test_whatever_goes_wrong_erasures_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody would begin their thread anew."""
+    tries, tried_again = [], threading.Event()
+
+    @contextmanager
+    def full_disk_at_first(_: Path) -> Iterator[bool]:
+        tries.append(time.monotonic())
+        if len(tries) == 1:
+            raise OSError("no space left on device")
+        tried_again.set()
+        yield False
+
+    monkeypatch.setattr("deployments.erasures.alone", full_disk_at_first)
+    Erasures(Settings.model_validate({"erasure": {"retry_s": 0.01}}), tmp_path)
+    assert tried_again.wait(60)

@@ -1,12 +1,16 @@
 """The same requests get the same answers whether the state is a node's or sharded, near or far."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from app.chain.request import Reason
+from app.degrade import FAILURES_TO_OPEN
+from app.errors import StateUnavailable
 from app.events.schema import EVENTS
 from app.recommend import Answer, Request
 from app.settings import Settings
@@ -48,13 +52,15 @@ def log() -> Batch:
     return events(*found)
 
 
-async def answers(state: StateReader, tmp_path: Path, requests: Sequence[Request]) -> list[Answer]:
+async def answers(
+    state: StateReader, tmp_path: Path, requests: Sequence[Request], deliver: Callable[..., None] = lambda *_: None
+) -> list[Answer]:
     world, nothing = World(), cast(Any, Nothing())
     follower = Follower(state, timeout_s=1.0, moved=lambda: None)
     answering = Answering(
         Settings(), state, follower, folder=tmp_path, remote=None, impressions=nothing, metrics=nothing
     )
-    outcomes = await answering._work(replace(world.chain, state=state), requests, lambda *_: None)
+    outcomes = await answering._work(replace(world.chain, state=state), requests, deliver)
     assert all(isinstance(outcome, Answer) for outcome in outcomes)
     return cast(list[Answer], outcomes)
 
@@ -95,6 +101,42 @@ async def test_an_owner_that_is_down_degrades_its_users_alone(tmp_path: Path) ->
             if answer.degraded_reason is not None:
                 assert (answer.degraded_reason.stage, answer.degraded_reason.cause) == ("state", "error")
             assert answer.items
+
+
+async def test_an_owner_that_says_nothing_costs_its_users_half_of_their_deadline_and_nobody_else(
+    tmp_path: Path,
+) -> None:
+    with sharded(Settings(), tmp_path, [1], synchronous=False) as (state, apply):
+        apply(log())
+        assert isinstance(state.owners, Stores)
+        state.owners.hung = {0}
+        by_shard = {shard_of(user, 3): user for user in USERS if user != "u3"}
+        requests = [
+            Request(user_id=by_shard[0], timeout_ms=1500),
+            Request(user_id=by_shard[0], timeout_ms=100),
+            Request(user_id=by_shard[1], timeout_ms=100),
+            Request(history=["i3"], timeout_ms=1),
+        ]
+        delivered: list[int] = []
+        found = await answers(state, tmp_path, requests, lambda place, _: delivered.append(place))
+        assert delivered == [2, 3, 1, 0]
+        assert [answer.degraded is not None for answer in found] == [True, True, False, False]
+        causes = [(answer.degraded_reason.stage, answer.degraded_reason.cause) for answer in found[:2]]  # type: ignore
+        assert causes == [("state", "timeout")] * 2
+        (other,) = await answers(state, tmp_path, [Request(user_id=by_shard[2], timeout_ms=20_000)])
+        assert other.degraded is None
+        said = [(await answers(state, tmp_path, requests[1:2]))[0].degraded_reason for _ in range(FAILURES_TO_OPEN)]
+        assert Reason("state", "circuit_open") in said  # nobody is waited for
+        state.owners.hung = set()
+        while True:
+            try:
+                await state.hear(0, 5.0)
+            except StateUnavailable:
+                await asyncio.sleep(0.05)
+                continue
+            break
+        (back,) = await answers(state, tmp_path, [Request(user_id=by_shard[0], timeout_ms=20_000)])
+        assert back.degraded is None
 
 
 async def test_events_are_waited_for_where_their_shards_are(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Messages of the compacted topics `items` and `users` as columns: the latest version of each id."""
 
+import time
 from typing import Any
 
 import orjson
@@ -9,6 +10,7 @@ import pyarrow.compute as pc
 from app.events.columns import MICROS, REJECTED, Decoded
 from app.events.rows import rejection
 from app.events.schema import ITEMS, USERS, EventRejected, read_columns
+from app.events.versions import VersionPlace, stays
 
 ID_FIELDS = {ITEMS: "item_id", USERS: "user_id"}
 
@@ -64,16 +66,20 @@ def latest_versions(topic: str, stood: pa.Table, changes: pa.Table) -> pa.Table:
         stood: ENTITY_COLUMNS of the topic, one row an id.
         changes: the same, any number of versions; within a partition in offset order.
     """
-    id_field = ID_FIELDS[topic]
+    id_field, now = ID_FIELDS[topic], int(time.time() * 1000)
     touched = pc.is_in(stood[id_field], value_set=changes[id_field].combine_chunks())
     rows: dict[str, dict[str, Any]] = {row[id_field]: row for row in stood.filter(touched).to_pylist()}
     for row in changes.to_pylist():
         last, before = row, rows.get(row[id_field])
         if before is not None:
-            elsewhere = before["partition"] != row["partition"]
-            last, other = (before, row) if elsewhere and before["record_time"] > row["record_time"] else (row, before)
+            last, other = (before, row) if stays(_place(before), _place(row), now) else (row, before)
             if topic == ITEMS and last["columns"] is None:
                 last["columns"] = other["columns"]
         rows[row[id_field]] = last
     changed = pa.Table.from_pylist(list(rows.values()), ENTITY_COLUMNS[topic])
     return pa.concat_tables([stood.filter(pc.invert(touched)), changed])
+
+
+def _place(row: dict[str, Any]) -> VersionPlace:
+    arrived = row["record_time"]
+    return VersionPlace(row["partition"], 0 if arrived is None else int(arrived.timestamp() * 1000))

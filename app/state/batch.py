@@ -6,6 +6,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from app.events.schema import EVENTS, MERGE
+from app.events.versions import VersionPlace
 from app.state.history import NOT_IN_HISTORY, Entry
 
 _PLACE = f"{EVENTS}/"
@@ -59,6 +60,7 @@ class Batch:
     Attributes:
         events: checked events.
         items: (item id, columns as JSON); None: withdrawn.
+        item_places: where each of them came from; empty: all from one partition.
         users: (user id, columns as JSON); None: forgotten.
         offsets: (topic, partition) → next offset once this batch is applied.
         skipped: messages left out, by reason.
@@ -71,6 +73,7 @@ class Batch:
     offsets: Mapping[tuple[str, int], int] = field(default_factory=dict)
     skipped: Mapping[str, int] = field(default_factory=dict)
     jumps: Mapping[str, int] = field(default_factory=dict)
+    item_places: Sequence[VersionPlace] = ()
 
     def __len__(self) -> int:
         return len(self.events) + len(self.items) + len(self.users)

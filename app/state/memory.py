@@ -1,11 +1,14 @@
 """The state in memory: for the in-process door and for tests. It folds everything anew, which the writer must equal."""
 
+import time
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import orjson
 
 from app.events.schema import MERGE
+from app.events.versions import VersionPlace, stays
 from app.settings import Settings
 from app.state.batch import Batch, StateEvent, counts_already, session_key, user_key
 from app.state.history import Entry, fold, read
@@ -72,6 +75,7 @@ class MemoryState:
         self._records: dict[bytes, bytes] = {}
         self._stale = False
         self._items: dict[str, ItemChange] = {}
+        self._item_places: dict[str, VersionPlace | None] = {}
         self._users: dict[str, dict[str, Any]] = {}
         self._offsets: dict[tuple[str, int], int] = {}
         self._watermark = 0
@@ -81,8 +85,12 @@ class MemoryState:
         """Takes messages in."""
         self._events += batch.events
         self._stale = self._stale or bool(batch.events)
-        for item_id, columns in batch.items:
-            self._put_item(item_id, columns)
+        now = int(time.time() * 1000)
+        for (item_id, columns), place in zip_longest(batch.items, batch.item_places):
+            held = self._item_places.get(item_id)
+            if place is None or held is None or not stays(held, place, now):
+                self._item_places[item_id] = place
+                self._put_item(item_id, columns)
         for user_id, columns in batch.users:
             if columns is None:
                 self._users.pop(user_id, None)

@@ -13,6 +13,7 @@ from app.events.columns import RECORDS
 from app.events.decode import decode_topic
 from app.events.rows import check_arrival, parse_json
 from app.events.schema import EVENTS, ITEMS, USERS, EventRejected, read_columns, validate_event
+from app.events.versions import VersionPlace
 from app.settings import EventSettings
 from app.state.arrivals import arrival_ms
 from app.state.batch import Batch, StateEvent
@@ -43,12 +44,13 @@ def to_batch(
     events = without_erased(events, erased.on(EVENTS, ids.get(EVENTS, "")))
     if USERS in by_topic:
         by_topic[USERS] = _about_others(by_topic[USERS], erased.on(USERS, ids.get(USERS, "")))
+    places: list[VersionPlace] = []  # of the items
     columns = {
-        topic: list(_columns(rest, "item_id" if topic == ITEMS else "user_id", skipped))
+        topic: list(_columns(rest, "item_id", skipped, places) if topic == ITEMS else _columns(rest, "user_id", skipped))
         for topic, rest in by_topic.items()
     }
     items, users = columns.pop(ITEMS, []), [pair for pairs in columns.values() for pair in pairs]
-    return Batch(events, items, users, read.offsets, dict(skipped), read.jumps)
+    return Batch(events, items, users, read.offsets, dict(skipped), read.jumps, places)
 
 
 def without_erased(events: list[StateEvent], erased: ErasedOn) -> list[StateEvent]:
@@ -134,12 +136,17 @@ def _by_rows(messages: Sequence[Message], settings: EventSettings, skipped: Coun
     return events
 
 
-def _columns(messages: Sequence[Message], id_field: str, skipped: Counter[str]) -> Iterable[tuple[str, bytes | None]]:
+def _columns(
+    messages: Sequence[Message], id_field: str, skipped: Counter[str], places: list[VersionPlace] | None = None
+) -> Iterable[tuple[str, bytes | None]]:
     for message in messages:
+        arrival = arrival_ms(message)
         try:
-            check_arrival(arrival_ms(message))
+            check_arrival(arrival)
             name, columns = read_columns(message.key(), message.value() or b"", id_field)
         except EventRejected as error:
             skipped[error.code] += 1
             continue
+        if places is not None:
+            places.append(VersionPlace(message.partition(), arrival))
         yield name, None if columns is None else orjson.dumps(columns)

@@ -22,6 +22,7 @@ from app.state.room import Shortage
 TOPICS = (EVENTS, ITEMS, USERS)
 MAX_PARTITIONS = 4096
 _GONE_MS = 60_000
+_SILENT_MS = 2_000  # without a beat of the writer: it is looked whether it writes another file by now
 _MAGIC = int.from_bytes(b"manta\0\0\1", "little")  # the last byte is the layout
 _HEAD = 16  # 64-bit words before the offsets
 _WORDS = _HEAD + len(TOPICS) * MAX_PARTITIONS
@@ -61,16 +62,20 @@ class Position:
         Raises:
             StateUnavailable: not there yet, or of another layout.
         """
+        self.path, self._writable = path, writable
+        self._map()
+
+    def _map(self) -> None:
+        path, access = self.path, mmap.ACCESS_WRITE if self._writable else mmap.ACCESS_READ
         try:
-            with path.open("r+b" if writable else "rb") as file:
-                access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-                self._map = mmap.mmap(file.fileno(), SIZE, access=access)
+            with path.open("r+b" if self._writable else "rb") as file:
+                self._inode = _inode(os.fstat(file.fileno()))
+                self._memory = mmap.mmap(file.fileno(), SIZE, access=access)
         except FileNotFoundError:
             raise StateUnavailable(f"{path} cannot be read: no state has been written here yet (`manta up`)") from None
         except (OSError, ValueError) as error:
             raise StateUnavailable(f"the state writer's position {path} cannot be read: {error}") from None
-        self.path = path
-        self._words = memoryview(self._map).cast("q")
+        self._words = memoryview(self._memory).cast("q")
         if self._words[0] != _MAGIC:
             found = self._words[0]
             self.close()
@@ -87,15 +92,19 @@ class Position:
         try:
             return cls(path, writable=True)
         except StateUnavailable:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = path.with_name(f"{path.name}.{os.getpid()}")
-            fresh.write_bytes(_MAGIC.to_bytes(8, "little") + bytes(SIZE - 8))
-            fresh.rename(path)
+            _write(path, _MAGIC.to_bytes(8, "little") + bytes(SIZE - 8))
             return cls(path, writable=True)
 
     def close(self) -> None:
         self._words.release()
-        self._map.close()
+        self._memory.close()
+
+    def _stands(self) -> bool | None:
+        """Whether the file at the path is the one that is mapped; None: there is none."""
+        try:
+            return _inode(self.path.stat()) == self._inode
+        except FileNotFoundError:
+            return None
 
     # --- the writer's side
 
@@ -113,6 +122,12 @@ class Position:
                     words[base + partition] = offset
         words[_PID] = os.getpid()
         self.beat()
+
+    def restore(self) -> None:
+        """Puts the file back, as it stood, where somebody has removed it: readers would never hear of anything more."""
+        if self._stands() is None:
+            _write(self.path, self._memory[:])
+            self._map()
 
     def open_anew(self) -> None:
         """Makes every reader open the database anew; call before the publication that follows.
@@ -148,6 +163,11 @@ class Position:
         self._words[_JUMPED] = messages
 
     # --- the readers' side
+
+    def is_replaced(self) -> bool:
+        """Whether the writer writes another file by now, and this one is no longer anybody's; mostly a memory read."""
+        silent = time.time_ns() // 1_000_000 - self._words[_HEARTBEAT] > _SILENT_MS
+        return silent and self._stands() is False
 
     @property
     def moves(self) -> int:
@@ -225,6 +245,17 @@ class Position:
             topic: {p: words[base + p] for p in range(MAX_PARTITIONS) if words[base + p]}
             for topic, base in bases.items()
         }
+
+
+def _inode(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    fresh.write_bytes(content)
+    fresh.rename(path)
 
 
 def positions_here(home: Path) -> list[Position]:

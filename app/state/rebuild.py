@@ -15,6 +15,7 @@ from app.erasure.erased import Erased, load_erased
 from app.errors import MantaError
 from app.events.schema import EVENTS, ITEMS, USERS
 from app.events.topics import bounds
+from app.events.versions import VersionPlace
 from app.lake.scan import pieces
 from app.lake.snapshot import Snapshot, snapshot
 from app.lake.tables import Lake
@@ -181,16 +182,19 @@ def _take_entities(entities: Snapshot, erased: Erased, stores: Sequence[StateSto
     shown = ["item_id" if entities.table == ITEMS else "user_id", "available", "columns"]
     for table in _batches(entities, (*shown, *_PLACE)):
         found: list[tuple[str, bytes | None]] = []
+        places: list[VersionPlace] = []
         done += len(table)
         if entities.table == USERS:
             table = _about_others(table, USERS, erased)
-        for name, available, columns in zip(*(column.to_pylist() for column in table.select(shown)), strict=True):
-            if columns is not None and (available or entities.table == ITEMS):
-                found.append((name, columns.encode()))
-            if not available:
-                found.append((name, None))
+        arrived = (table["record_time"].cast(pa.int64()).to_numpy() // 1000).tolist()
+        rows = zip(*(table[name].to_pylist() for name in (*shown, "partition")), arrived, strict=True)
+        for name, available, columns, *place in rows:
+            versions = [columns.encode()] if columns is not None and (available or entities.table == ITEMS) else []
+            versions += [] if available else [None]
+            found += [(name, version) for version in versions]
+            places += [VersionPlace(*place)] * len(versions)
         for store in takers:
-            store.apply(Batch(items=found) if entities.table == ITEMS else Batch(users=found))
+            store.apply(Batch(items=found, item_places=places) if entities.table == ITEMS else Batch(users=found))
         say(f"{entities.table} from the lake", done, total)
     _take_offsets(entities, takers)
     return done

@@ -76,7 +76,7 @@ class StateReplica:
     def behind(self) -> bool:
         """Whether the writer has moved since the last catch-up; a memory read."""
         position = self._position
-        return position is None or position.moves != self._caught
+        return position is None or position.moves != self._caught or position.is_replaced()
 
     def catch_up(self) -> None:
         """Makes everything up to the shared position visible, in any thread, while others read.
@@ -98,7 +98,7 @@ class StateReplica:
             self._caught = wanted
 
     def _mapped(self) -> Position:
-        if self._position is None:
+        if self._position is None or self._position.is_replaced():
             self._position = Position.open(self._position_path)
         return self._position
 

@@ -151,7 +151,9 @@ class StateStore:
         events = self._accepted(batch.events, write)
         self._apply_histories(events, write)
         items = self._families[layout.ITEMS]
-        changed, sequence = changed_items(batch.items, lambda keys: layout.get_many(items, keys), self._sequence)
+        changed, sequence = changed_items(
+            batch.items, lambda keys: layout.get_many(items, keys), self._sequence, batch.item_places
+        )
         for (family, key), record in changed.items():
             self._put(write, family, key, record)
         for user_id, columns in batch.users:

@@ -271,6 +271,7 @@ class StateWriterLoop:
         if removed := remove_leftovers(self._home, self.share.shard):
             log.info("removed what others have left: %s", ", ".join(removed))
         position.show_disk(free_bytes(self._home), used_bytes(self._paths.root))
+        position.restore()
 
     def _open(self, generation: int) -> StateStore | None:
         """Opens the database, waiting for whoever holds it; None when told to stop meanwhile."""

@@ -28,6 +28,18 @@ def test_the_next_writer_goes_on_with_the_file_that_readers_have_mapped(tmp_path
     assert (reader.moves, reader.applied("events", 0)) == (2, 2)
 
 
+def test_a_file_that_was_removed_is_put_back_by_the_writer_as_it_stood(tmp_path: Path) -> None:
+    writer = Position.create(tmp_path / "position")
+    writer.publish(Published({"events": {0: 1}}, moves=1))
+    (tmp_path / "position").unlink()
+    writer.restore()
+    reader = Position.open(tmp_path / "position")
+    assert (reader.moves, reader.applied("events", 0)) == (1, 1)
+    writer.restore()
+    writer.publish(Published({"events": {0: 2}}, moves=2))
+    assert (reader.moves, reader.is_replaced()) == (2, False)
+
+
 def test_no_writer_yet_and_a_file_of_something_else(tmp_path: Path) -> None:
     with pytest.raises(StateUnavailable, match="cannot be read"):
         Position.open(tmp_path / "position")

@@ -72,6 +72,27 @@ def test_a_database_that_cannot_be_followed_is_told_and_recovers(node: Node) -> 
     assert node.items() == ("0", "1")
 
 
+def test_the_file_of_the_next_writer_is_mapped_where_the_one_before_was_removed(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.apply(0)
+    node.replica.catch_up()
+    node.position.path.unlink()
+    node.position.close()
+    assert not node.replica.behind()  # there is nothing else to read
+    node.position = Position.create(node.position.path)
+    node.apply(1)
+    monkeypatch.setattr("app.state.position._SILENT_MS", -1_000)  # as if the one before had been silent for long
+    assert node.replica.behind()
+    node.replica.catch_up()
+    assert node.items() == ("0", "1")
+    node.apply(2)
+    monkeypatch.undo()
+    assert node.replica.behind()
+    node.replica.catch_up()
+    assert node.items() == ("0", "1", "2")
+
+
 def test_another_database_is_followed_while_others_read(node: Node) -> None:
     node.apply(0)
     node.replica.catch_up()

@@ -46,7 +46,7 @@ def to_batch(
         by_topic[USERS] = _about_others(by_topic[USERS], erased.on(USERS, ids.get(USERS, "")))
     places: list[VersionPlace] = []  # of the items
     columns = {
-        topic: list(_columns(rest, "item_id", skipped, places) if topic == ITEMS else _columns(rest, "user_id", skipped))
+        topic: list(_columns(rest, topic, skipped, places if topic == ITEMS else None))
         for topic, rest in by_topic.items()
     }
     items, users = columns.pop(ITEMS, []), [pair for pairs in columns.values() for pair in pairs]
@@ -137,8 +137,9 @@ def _by_rows(messages: Sequence[Message], settings: EventSettings, skipped: Coun
 
 
 def _columns(
-    messages: Sequence[Message], id_field: str, skipped: Counter[str], places: list[VersionPlace] | None = None
+    messages: Sequence[Message], topic: str, skipped: Counter[str], places: list[VersionPlace] | None
 ) -> Iterable[tuple[str, bytes | None]]:
+    id_field = "item_id" if topic == ITEMS else "user_id"
     for message in messages:
         arrival = arrival_ms(message)
         try:

@@ -1,7 +1,9 @@
 """The Protocol of a candidate family: fitted on interactions, answers histories, saved as inert files.
 
-A family is one of three servable kinds, which decides how retrieval serves it:
-`VectorModel` (FAISS over item vectors), `NeighbourModel` (sums of neighbour rows), `StaticModel` (one list).
+A family is one of these servable kinds, which decides how retrieval serves it:
+`VectorModel` (FAISS over item vectors), `NeighbourModel` (sums of neighbour rows), `StaticModel` (one list); a model
+that is both of the first two, a `SumModel`, scores by the sum of both. A `WholeModel` has none of these forms and is
+asked for the scores of all items.
 """
 
 from collections.abc import Callable
@@ -80,9 +82,21 @@ class NeighbourModel(CandidateModel, Protocol):
 
 
 @runtime_checkable
+class SumModel(VectorModel, NeighbourModel, Protocol):
+    """score(h) = encode(h) @ item_vectors().T + sum over the history of entry weight * row of the item-item matrix."""
+
+
+@runtime_checkable
 class StaticModel(CandidateModel, Protocol):
     """The same scores for everybody."""
 
     def item_scores(self) -> NDArray[np.float32]:
         """float32 (n_items,), >= 0."""
         ...
+
+
+@runtime_checkable
+class WholeModel(CandidateModel, Protocol):
+    """Nothing of it can be indexed: retrieval takes the best of `score`."""
+
+    scores_all_items: ClassVar[bool]  # true

@@ -14,15 +14,18 @@ from app.models.interactions import Catalogue, Interactions
 
 
 class ItemTable(nn.Module):  # type: ignore[misc]  # torch is untyped here
-    """Row i is id_i + W content_i, and the item's bias; row n_items is padding, zeros.
+    """Row i is id_i + W content_i, as a unit vector where `unit`, and the item's bias.
 
     Content lets items with few events borrow from those of the same genre, title words or year.
     """
 
     content: Tensor
 
-    def __init__(self, ids: NDArray[np.float32], content: NDArray[np.float32], bias: NDArray[np.float32]) -> None:
+    def __init__(
+        self, ids: NDArray[np.float32], content: NDArray[np.float32], bias: NDArray[np.float32], *, unit: bool = False
+    ) -> None:
         super().__init__()
+        self.unit = unit
         self.n_items, n_factors = ids.shape
         self.ids = nn.Embedding(self.n_items, n_factors, _weight=torch.from_numpy(ids))
         self.bias = nn.Parameter(torch.from_numpy(bias.copy()))
@@ -31,7 +34,10 @@ class ItemTable(nn.Module):  # type: ignore[misc]  # torch is untyped here
 
     def vectors(self) -> Tensor:
         """float32 (n_items, d)."""
-        return self.ids.weight + self.project(self.content)
+        return self._sized(self.ids.weight + self.project(self.content))
+
+    def _sized(self, vectors: Tensor) -> Tensor:
+        return functional.normalize(vectors, dim=-1) if self.unit else vectors
 
     def reader(self, n_rows: int) -> Callable[[Tensor], Tensor]:
         """A function from item rows (< n_items) to float32 (..., d), for one step that asks for about `n_rows`.
@@ -41,11 +47,18 @@ class ItemTable(nn.Module):  # type: ignore[misc]  # torch is untyped here
         if 2 * n_rows >= self.n_items:
             whole = self.vectors()
             return lambda items: functional.embedding(items, whole)
-        return lambda items: self.ids(items) + self.project(self.content[items])
+        return lambda items: self._sized(self.ids(items) + self.project(self.content[items]))
 
 
 def table_of(
-    data: Interactions, catalogue: Catalogue, n_factors: int, *, warm_start: bool, content: bool, seed: int
+    data: Interactions,
+    catalogue: Catalogue,
+    n_factors: int,
+    *,
+    warm_start: bool,
+    content: bool,
+    seed: int,
+    unit: bool = False,
 ) -> ItemTable:
     """A table to learn: ids from a short iALS fit or at random, biases from popularity, content where there is any."""
     rng = np.random.default_rng(seed)
@@ -55,7 +68,7 @@ def table_of(
         factors = Ials(params).fit(data, catalogue, seed=seed).item_vectors()
         size = float(np.linalg.norm(factors, axis=1)[np.unique(data.items)].mean())
         ids += factors * np.float32(0.5 / max(size, 1e-9))
-    return ItemTable(ids, content_of(data, catalogue, content, seed), log_popularity(data))
+    return ItemTable(ids, content_of(data, catalogue, content, seed), log_popularity(data), unit=unit)
 
 
 def content_of(data: Interactions, catalogue: Catalogue, used: bool, seed: int) -> NDArray[np.float32]:

@@ -1,111 +1,108 @@
 """SASRec: a small causal transformer over the history, with a softmax over (nearly) all items."""
 
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel
+from torch import Tensor, nn
+from torch.nn import functional
 
+from app.errors import MantaError
 from app.models.adam import AdamW, warm_then_cosine
 from app.models.candidate import Progress, StopFitting
 from app.models.interactions import Catalogue, Histories, Interactions
-from app.models.item_table import ItemTable, next_item_loss, table_of, training_device
+from app.models.item_table import ItemTable, table_of, training_device
 from app.models.sasrec_network import Encoder
+from app.models.sasrec_params import SasRecParams, Sizes, refuse_beyond, sizes_for
 from app.models.sequences import Sequences, oldest_first
-from app.models.storage import FamilyParams, checked, load_model_files, save_model
+from app.models.softmax_loss import Negatives, halves_well, softmax_loss
+from app.models.storage import checked, load_model_files, save_model
 from app.models.torch_arrays import arrays_of, load_arrays
 
 BATCH = 256  # histories encoded at once: bounds the attention matrices
-
-
-class SasRecParams(FamilyParams):
-    """Parameters of `sasrec`."""
-
-    n_factors: int = Field(64, ge=4, le=512, description="Dimensions of items and hidden states.")
-    blocks: int = Field(1, ge=1, le=8, description="Transformer blocks.")
-    heads: int = Field(2, ge=1, le=8, description="Attention heads; divides n_factors.")
-    history: int = Field(50, ge=2, le=1000, description="Newest events that the model looks at.")
-    dropout: float = Field(0.3, ge=0, lt=1, description="Dropout of inputs, attention and layers in fitting.")
-    n_negatives: int = Field(1024, ge=0, description="Sampled negatives shared by a batch; 0: all items.")
-    lr: float = Field(0.002, gt=0, le=1, description="Adam's step size at its peak.")
-    l2: float = Field(0.05, ge=0, description="Weight decay.")
-    batch: int = Field(16, ge=1, description="Windows of `history` events a step learns from.")
-    iterations: int = Field(6, ge=1, le=1000, description="Passes over the events.")
-    warm_start: bool = Field(True, description="Whether item vectors start from a short iALS fit.")
-    content: bool = Field(True, description="Whether item vectors see the items' columns.")
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.n_factors % self.heads:
-            raise ValueError(f"heads: found {self.heads}, wanted a divisor of n_factors = {self.n_factors}")
-        return self
+HALF = 100  # dimensions from which on products of the loss are made in bfloat16: below they are not what costs
 
 
 class SasRec:
     """score = hidden(history) · item + bias, learned by a (sampled) softmax over the next event at every place.
 
-    Differs from the paper where later work found better: softmax with many negatives in place of one, pre-norm, a
-    learned attention bias by distance in place of absolute positions, item vectors that see the items' columns, and a
-    decayed mean of the history that the transformer corrects.
-    The bias is the last dimension of both sides.
+    Differs from the papers where later work found better: softmax over all items or with many negatives in place of
+    one, pre-norm, a learned attention bias by distance in place of absolute positions, item vectors that see the
+    items' columns, and a weighted mean of the history that the transformer corrects (CORE's representation), for
+    sessions with the cosine in place of the product. The bias is the last dimension of both sides.
     Searched: n_factors 32-64; blocks 1-2; history 20-50; dropout 0.1-0.5; lr 0.0005-0.005, log; iterations 4-15.
     Papers: Kang and McAuley, "Self-attentive sequential recommendation", ICDM 2018; Klenitskiy and Vasilev, "Turning
-    dross into gold loss: is BERT4Rec really better than SASRec?", RecSys 2023.
+    dross into gold loss: is BERT4Rec really better than SASRec?", RecSys 2023; Hou et al., "CORE: simple and effective
+    session-based recommendation within consistent representation space", SIGIR 2022.
     """
 
     family: ClassVar[str] = "sasrec"
     iterative: ClassVar[bool] = True
 
     def __init__(self, params: BaseModel | None = None) -> None:
-        self.params = checked(params, SasRecParams)
-        self.n_items = 0
-        self._encoder = self._new_encoder()
-        self._set_vectors(np.zeros((0, self.params.n_factors + 1), np.float32))
+        self._asked = checked(params, SasRecParams)
+        nothing = np.zeros(0, np.int32)
+        self._begin(Interactions(nothing, nothing, nothing.astype(np.float32), nothing.astype(np.int64), 0, 0))
 
-    def _new_encoder(self) -> Encoder:
+    def _begin(self, data: Interactions) -> None:
+        """Sizes for the data, and a network that has learned nothing."""
+        self.sizes = sizes_for(self._asked, data)
+        self.params = self._asked.model_copy(update=asdict(self.sizes))
         with torch.random.fork_rng():
-            params = self.params
-            encoder = Encoder(params.n_factors, params.blocks, params.heads, params.history, params.dropout)
-        encoder.eval()
-        return encoder
+            self._encoder = _network(self.sizes, self._asked.heads)
+        self._set_vectors(np.zeros((data.n_items, self.sizes.n_factors + 1), np.float32))
 
     def fit(self, data: Interactions, catalogue: Catalogue, *, seed: int = 0, progress: Progress | None = None) -> Self:
+        """Fits.
+
+        Raises:
+            MantaError: it would need more than `memory_limit_bytes` (nothing was allocated), or the loss diverged.
+        """
+        refuse_beyond(self._asked, sizes_for(self._asked, data), data)
         with torch.random.fork_rng(), suppress(StopFitting):
             torch.manual_seed(seed)
-            params = self.params
+            self._begin(data)
             items = table_of(
-                data, catalogue, params.n_factors, warm_start=params.warm_start, content=params.content, seed=seed
+                data,
+                catalogue,
+                self.sizes.n_factors,
+                warm_start=self._asked.warm_start,
+                content=self._asked.content,
+                seed=seed,
+                unit=self.sizes.similarity == "cosine",
             )
             self._fit(data, items.to(training_device()), seed, progress)
         return self
 
     def _fit(self, data: Interactions, items: ItemTable, seed: int, progress: Progress | None) -> None:
-        params, rng, device = self.params, np.random.default_rng(seed), training_device()
+        sizes, rng, device = self.sizes, np.random.default_rng(seed), training_device()
         sequences = Sequences.of(data)
-        self._encoder = self._new_encoder().to(device)
-        learned = [*items.parameters(), *self._encoder.parameters()]
+        self._encoder = _network(sizes, self._asked.heads).to(device)
+        step = _Step(items, self._encoder, data, sizes, device)
         self._take(items)
-        per_pass = len(data) // (params.history * params.batch) + 1
-        schedule = warm_then_cosine(params.iterations * per_pass)
-        optimizer = AdamW(learned, lr=params.lr, l2=params.l2, schedule=schedule)
-        for iteration in range(params.iterations):
+        optimizer: AdamW | None = None
+        for iteration in range(sizes.iterations):
             self._encoder.train()
-            windows = sequences.windows(params.history, rng)
-            by_length = windows[np.argsort(windows[:, 1] - windows[:, 0] + rng.random(len(windows)), kind="stable")]
-            cuts = [by_length[start : start + params.batch] for start in range(0, len(by_length), params.batch)]
-            for place in rng.permutation(len(cuts)):
-                rows = torch.from_numpy(sequences.padded(cuts[place], data.n_items)).to(device)
-                told, wanted = rows[:, :-1], rows[:, 1:]
-                known = wanted < data.n_items
-                read = items.reader(rows.numel())
-                hidden = self._encoder(read(told.clamp(max=data.n_items - 1)))
-                loss = next_item_loss(items, read, hidden[known], wanted[known], params.n_negatives)
+            batches = sequences.batches(sizes.history, sizes.batch_events, rng)
+            if optimizer is None:
+                schedule = warm_then_cosine(sizes.iterations * len(batches))
+                optimizer = AdamW(step.parameters(), lr=sizes.lr, l2=self._asked.l2, schedule=schedule)
+            step.whole = iteration >= sizes.iterations - round(sizes.whole_share * sizes.iterations)
+            total = torch.zeros((), device=device)
+            for place in rng.permutation(len(batches)):
+                loss = step.loss(torch.from_numpy(sequences.padded(batches[place], data.n_items)).to(device))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+                total += loss.detach()
+            if not torch.isfinite(total):
+                raise MantaError(f"sasrec: found a loss of {float(total)} in pass {iteration + 1}, wanted a number")
             self._take(items)
             if progress is not None:
                 progress(iteration + 1, self)
@@ -128,7 +125,14 @@ class SasRec:
 
     def encode(self, histories: Histories) -> NDArray[np.float32]:
         """float32 (B, d + 1): the last hidden state and a 1 for the bias; zeros for a history without a known item."""
-        rows, held = oldest_first(histories, self.n_items, self.params.history)
+        vectors = np.empty((len(histories), self.sizes.n_factors + 1), np.float32)
+        for start in range(0, len(histories), BATCH):
+            end = min(start + BATCH, len(histories))
+            vectors[start:end] = self._encode(histories.slice(start, end))
+        return vectors
+
+    def _encode(self, histories: Histories) -> NDArray[np.float32]:
+        rows, held = oldest_first(histories, self.n_items, self.sizes.history)
         device = self._encoder.norm.weight.device
         with torch.inference_mode():
             entries = self._table[torch.from_numpy(rows)].to(device)
@@ -138,11 +142,7 @@ class SasRec:
         return vectors
 
     def score(self, histories: Histories) -> NDArray[np.float32]:
-        vectors = np.empty((len(histories), self.params.n_factors + 1), np.float32)
-        for start in range(0, len(histories), BATCH):
-            end = min(start + BATCH, len(histories))
-            vectors[start:end] = self.encode(histories.slice(start, end))
-        return vectors @ self._vectors.T
+        return self.encode(histories) @ self._vectors.T
 
     def save(self, folder: Path) -> None:
         arrays = {"vectors": self._vectors, **arrays_of(self._encoder, "encoder.")}
@@ -155,3 +155,59 @@ class SasRec:
         load_arrays(model._encoder, arrays, "encoder.")
         model._set_vectors(arrays["vectors"])
         return model
+
+
+def _network(sizes: Sizes, heads: int) -> Encoder:
+    encoder = Encoder(
+        sizes.n_factors, sizes.blocks, heads, sizes.history, sizes.dropout, unit=sizes.similarity == "cosine"
+    )
+    encoder.eval()
+    return encoder
+
+
+class _Step:
+    """The loss of one batch.
+
+    Attributes:
+        whole: whether the softmax goes over all items.
+
+    Args:
+        items: the table that learns.
+        encoder: the network that learns.
+        data: what is learned from, for the draws of negatives.
+        sizes: of the family.
+        device: where the table and the network are.
+    """
+
+    def __init__(
+        self, items: ItemTable, encoder: Encoder, data: Interactions, sizes: Sizes, device: torch.device
+    ) -> None:
+        self.whole = False
+        self._items, self._encoder, self._half = items, encoder, sizes.n_factors >= HALF and halves_well(device)
+        self._negatives: Negatives | None = None
+        if 0 < sizes.n_negatives < data.n_items:
+            counts = np.bincount(data.items, minlength=data.n_items).astype(np.float64)
+            self._negatives = Negatives(counts, sizes.n_negatives, device)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        yield from self._items.parameters()
+        yield from self._encoder.parameters()
+
+    def loss(self, rows: Tensor) -> Tensor:
+        """The mean over the places of rows int64 (B, L + 1), padded with n_items at the end."""
+        items = self._items
+        told, known = rows[:, :-1].clamp(max=items.n_items - 1), rows[:, 1:] < items.n_items
+        targets = rows[:, 1:][known]
+        if self._negatives is None or self.whole:
+            others, extra, places = items.vectors(), torch.zeros_like(items.bias), targets
+            entries, own = functional.embedding(told, others), functional.embedding(targets, others)
+            drawn_bias = items.bias
+        else:
+            drawn, extra = self._negatives.draw()
+            places = self._negatives.places(drawn, targets)
+            asked = torch.cat([told.flatten(), targets, drawn])  # one look-up, one gradient of the table's size
+            vectors = items.reader(len(asked))(asked)
+            flat, own, others = vectors.split([told.numel(), len(targets), len(drawn)])
+            entries, drawn_bias = flat.view(*told.shape, -1), items.bias[drawn]
+        hidden = self._encoder(entries)[known]
+        return softmax_loss(hidden, own, items.bias[targets], others, drawn_bias + extra, places, half=self._half)

@@ -45,11 +45,11 @@ class Sequences:
     def windows(self, length: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """int64 (W, 2), start and end of pieces of at most length + 1 events that cover every target once.
 
-        Consecutive pieces share one event: the last of one is where the next begins. The cuts of each user are shifted
-        at random, so that passes see different beginnings.
+        Consecutive pieces share one event: the last of one is where the next begins. The cuts of each user who needs
+        them are shifted at random, so that passes see different beginnings.
         """
         starts, ends = self.offsets[:-1], self.offsets[1:]
-        shift = rng.integers(0, length, len(starts))
+        shift = rng.integers(0, length, len(starts)) * (ends - starts > length + 1)
         pieces = (np.maximum(ends - starts - 1, 0) + shift + length - 1) // length
         owner = np.repeat(np.arange(len(starts)), pieces)
         place = np.arange(len(owner)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
@@ -57,6 +57,21 @@ class Sequences:
         cut = np.stack([np.maximum(begin, starts[owner]), np.minimum(begin + length + 1, ends[owner])], axis=1)
         kept: NDArray[np.int64] = cut[cut[:, 1] - cut[:, 0] >= 2]
         return kept
+
+    def batches(self, length: int, n_events: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
+        """The `windows` of one pass, those of about one length together, at most n_events (or one window) a batch.
+
+        Events are counted with what pads them: windows × events of the longest.
+        """
+        windows = self.windows(length, rng)
+        told = windows[:, 1] - windows[:, 0] - 1
+        order = np.argsort(told + rng.random(len(told)), kind="stable")
+        batches, start = [], 0
+        for end, longest in enumerate(told[order].tolist()):
+            if end > start and (end + 1 - start) * longest > n_events:
+                batches.append(windows[order[start:end]])
+                start = end
+        return [*batches, windows[order[start:]]] if len(windows) else []
 
     def padded(self, windows: NDArray[np.int64], padding: int) -> Matrix:
         """int64 (B, L): the windows' events oldest first, padded at the end."""

@@ -9,7 +9,15 @@ import pyarrow as pa
 import pytest
 
 from app.errors import BundleError, SettingsError
-from app.models.candidate import CandidateModel, NeighbourModel, StaticModel, StopFitting, VectorModel
+from app.models.candidate import (
+    CandidateModel,
+    NeighbourModel,
+    StaticModel,
+    StopFitting,
+    SumModel,
+    VectorModel,
+    WholeModel,
+)
 from app.models.families import FAMILIES, load_model, make
 from app.models.interactions import Catalogue, Histories, Interactions
 
@@ -19,7 +27,9 @@ PARAMS: dict[str, dict[str, Any]] = {
     "item_knn": {"shrink": 1.0},
     "ials": {"n_factors": 8, "iterations": 4, "l2": 0.1},
     "two_tower": {"n_factors": 16, "iterations": 20, "batch": 64, "lr": 0.02, "n_hidden": 16, "n_negatives": 0},
-    "sasrec": {"n_factors": 16, "iterations": 20, "history": 8, "batch": 8, "lr": 0.02, "blocks": 1, "dropout": 0.1},
+    "blend": {"parts": ["ease", "ials"], "part_params": {"ease": {"l2": 1.0}, "ials": {"n_factors": 8, "l2": 0.1}}},
+    "item2vec": {"n_factors": 16, "iterations": 20, "batch": 256, "lr": 0.02, "subsample": 0},
+    "sasrec": {"n_factors": 16, "iterations": 20, "history": 8, "batch_events": 64, "lr": 0.02, "dropout": 0.1},
 }
 
 
@@ -118,7 +128,7 @@ def test_save_and_load_equal(name: str, model: CandidateModel, tmp_path: Path) -
     again = load_model(name, tmp_path)
     assert again.n_items == model.n_items
     np.testing.assert_array_equal(again.score(HISTORIES), model.score(HISTORIES))
-    assert {path.suffix for path in tmp_path.iterdir()} <= {".json", ".safetensors"}
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} <= {".json", ".safetensors"}
     other = "content" if name != "content" else "ease"
     with pytest.raises(BundleError):
         load_model(other, tmp_path)
@@ -129,19 +139,23 @@ def test_same_seed_same_model(name: str, model: CandidateModel, tmp_path: Path) 
     (tmp_path / "b").mkdir()
     model.save(tmp_path / "a")
     fitted(name).save(tmp_path / "b")
-    for path in (tmp_path / "a").iterdir():
-        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+    for path in (tmp_path / "a").rglob("*"):
+        assert path.is_dir() or path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
 
 
 def test_kinds_answer_as_their_protocol_says(model: CandidateModel) -> None:
     scores = model.score(HISTORIES)
+    left = scores  # without what vectors say
     if isinstance(model, VectorModel):
         queries, items = model.encode(HISTORIES), model.item_vectors()
         assert queries.dtype == items.dtype == np.float32
         assert items.shape == (model.n_items, queries.shape[1])
         assert not queries[1].any()
-        np.testing.assert_allclose(queries @ items.T, scores, rtol=1e-4, atol=1e-5)
-    elif isinstance(model, NeighbourModel):
+        if isinstance(model, SumModel):
+            left = scores - queries @ items.T
+        else:
+            np.testing.assert_allclose(queries @ items.T, scores, rtol=1e-4, atol=1e-5)
+    if isinstance(model, NeighbourModel):
         indptr, indices, data = model.neighbours()
         dtypes = (np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.float32))
         assert (indptr.dtype, indices.dtype, data.dtype) == dtypes
@@ -155,10 +169,12 @@ def test_kinds_answer_as_their_protocol_says(model: CandidateModel) -> None:
         want = np.zeros_like(scores)
         known = HISTORIES.items < model.n_items
         np.add.at(want, HISTORIES.owner[known], weights[known, None] * matrix[HISTORIES.items[known]])
-        np.testing.assert_allclose(want, scores, rtol=1e-4, atol=1e-5)
-    else:
-        assert isinstance(model, StaticModel)
+        np.testing.assert_allclose(want, left, rtol=1e-4, atol=1e-5)
+    elif isinstance(model, StaticModel):
         assert (model.item_scores() >= 0).all()
+    elif not isinstance(model, VectorModel):
+        assert isinstance(model, WholeModel)
+        assert model.scores_all_items
 
 
 def test_progress_and_stopping(name: str) -> None:

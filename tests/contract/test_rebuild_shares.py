@@ -72,3 +72,18 @@ def test_an_erasure_never_takes_a_finished_rebuild_for_half_of_one(
         databases = StatePaths.of(tmp_path).shard(number).databases
         remove_halves(databases)
         assert (current_generation(databases), database(databases, 1).exists()) == (1, True)
+
+
+def test_shards_that_there_are_no_more_go_once_nobody_writes_them(lake: Lake, tmp_path: Path) -> None:
+    paths = StatePaths.of(tmp_path)
+    rebuild.rebuild(SETTINGS, tmp_path, lake)
+    fewer = SETTINGS.model_copy(update={"state": SETTINGS.state.model_copy(update={"shards": 1})})
+    written = StateStore(database(paths.shard(1).databases, 1), SETTINGS, generation=1, share=shard(1, 2))
+    rebuild.rebuild(fewer, tmp_path, lake)
+    assert sorted(folder.name for folder in paths.shards.iterdir()) == ["0", "1"]
+    written.close()
+    rebuild.rebuild(fewer, tmp_path, lake)
+    assert [folder.name for folder in paths.shards.iterdir()] == ["0"]
+    one = StateStore(database(paths.shard(0).databases, 3), fewer, generation=3, share=shard(0, 1))
+    assert all(found.record for found in one.look([user_key(user) for user in USERS_OF.values()]))
+    one.close()

@@ -114,7 +114,7 @@ def written(
     return store
 
 
-@given(drawn=st.lists(wishes, max_size=12), shards=st.integers(1, 4), wrong=st.integers(0, 3))
+@given(drawn=st.lists(wishes | logins, min_size=5, max_size=12), shards=st.integers(1, 4), wrong=st.integers(0, 3))
 @settings(max_examples=25, deadline=None)
 def test_a_shard_takes_nothing_that_another_holds(drawn: list[dict[str, Any]], shards: int, wrong: int) -> None:
     """Foreign producers may place messages elsewhere; what is not the shard's is counted, one by one or in columns."""

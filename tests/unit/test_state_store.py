@@ -1,5 +1,6 @@
 """What the writer's store keeps, and what it forgets."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from app.settings import Settings
 from app.state import layout
 from app.state.batch import Batch, StateEvent
+from app.state.shares import WHOLE, ShareDiffers, beside, shard
 from app.state.store import StateStore
 
 DAY = 86_400_000
@@ -109,3 +111,26 @@ def test_a_longer_time_to_live_says_that_a_rebuild_is_needed(tmp_path: Path, cap
         assert "`manta state rebuild`" in caplog.text
         caplog.clear()
     store.close()  # once more does no harm
+
+
+def test_a_shard_is_written_while_its_partitions_are_those_that_the_shards_can_share(tmp_path: Path) -> None:
+    path, share = tmp_path / "db", shard(0, 2)
+    store = StateStore(path, Settings(), share=share)
+    store.require_partitions(0)  # the topic is not there yet
+    with pytest.raises(ShareDiffers, match=r"state.shards: found 2, wanted a divisor of the 3 .*`manta state rebuild`"):
+        store.require_partitions(3)
+    store.require_partitions(4)
+    store.apply(clicks(0, 1, 0))
+    store.close()
+    store = StateStore(path, Settings(), share=share)
+    store.require_partitions(4)
+    with pytest.raises(ShareDiffers, match=r"found 8 partitions of events, wanted 4 .*`manta state rebuild`"):
+        store.require_partitions(8)
+    store.close()
+    for other in (shard(1, 2), shard(0, 4), beside(2), WHOLE):
+        with pytest.raises(ShareDiffers, match=f"found shard 0 of 2, wanted {re.escape(str(other))}"):
+            StateStore(path, Settings(), share=other)
+    whole = StateStore(tmp_path / "whole", Settings())
+    whole.require_partitions(3)
+    whole.require_partitions(4)
+    whole.close()

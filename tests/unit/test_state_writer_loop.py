@@ -1,20 +1,26 @@
 """The writer's change to another database: not before it has what the one before it has shown."""
 
 import itertools
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from app.errors import StateUnavailable
 from app.events.schema import EVENTS
 from app.settings import Settings
-from app.state.batch import Batch
+from app.state.batch import Batch, user_key
 from app.state.feed import Read, StateFeed
+from app.state.layout import StatePaths, choose_generation, database
 from app.state.position import Position, Published
+from app.state.shard_here import ShardHere
 from app.state.shares import shard
 from app.state.store import StateStore
 from app.state.writer import StateWriterLoop
+from tests.contract.test_state_readers import event, events
 
 
 class Slow:
@@ -83,3 +89,120 @@ def test_a_shard_is_shown_at_where_the_log_ended_though_events_go_on_coming(tmp_
     assert store.offsets() == {EVENTS: {0: 7}}
     store.close()
     position.close()
+
+
+def test_other_nodes_read_on_while_the_writer_has_no_database_open_and_nothing_before_it_has_caught_up(
+    tmp_path: Path,
+) -> None:
+    share, paths = shard(0, 1), StatePaths.of(tmp_path).shard(0)
+    choose_generation(paths.databases, 0)
+    store = StateStore(database(paths.databases, 0), Settings(), share=share)
+    published = store.apply(events(event(0, "i"), event(1, "j")))
+    position, loop = Position.create(paths.position), StateWriterLoop(Settings(), tmp_path, share)
+    loop._store = store
+    with pytest.raises(StateUnavailable, match="published nothing"):
+        loop.look([user_key("u")])
+    position.publish(published)
+    loop._store = None
+    store.close()
+    looked = loop.look([user_key("u"), user_key("nobody")])
+    assert [found.record is not None for found in looked.found] == [True, False]
+    assert (looked.applied, looked.as_of) == ({0: 2}, 1)
+    loop._stand_in.close()
+    assert not any(paths.replicas.iterdir())
+    position.close()
+
+
+class Away:
+    """A feed whose broker is away until it is `connected`; then there is nothing new."""
+
+    def __init__(self) -> None:
+        self.connected, self.error = False, "away"
+        self.topic_ids: dict[str, str] = {}
+        self.partitions = {EVENTS: 1}
+        self.ends: dict[tuple[str, int], int] = {}
+
+    def poll(self, timeout_s: float, _most: int) -> Read:
+        time.sleep(min(timeout_s, 0.01))
+        return Read()
+
+    def lag(self) -> dict[str, int]:
+        return {EVENTS: 0}
+
+    def reached_ms(self, _topic: str) -> None:
+        return None
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("away_s", [1, 60])
+def test_a_shard_that_was_away_shows_nothing_before_it_has_seen_the_end_of_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away_s: int
+) -> None:
+    """Another node may have written it meanwhile. One whose writer was merely restarted shows what it has at once."""
+    share, paths, feed = shard(0, 1), StatePaths.of(tmp_path).shard(0), Away()
+    choose_generation(paths.databases, 0)
+    store = StateStore(database(paths.databases, 0), Settings(), share=share)
+    position, now = Position.create(paths.position), time.time_ns()
+    with monkeypatch.context() as clock:
+        clock.setattr("app.state.position.time.time_ns", lambda: now - away_s * 10**9)
+        position.publish(store.apply(events(event(0, "i"))))
+    store.close()
+    monkeypatch.setattr("app.state.writer.feed_of", lambda *_: feed)
+    monkeypatch.setattr("app.state.writer._AWAY_MS", 50_000)
+    loop = StateWriterLoop(Settings.model_validate({"state": {"min_free_bytes": 0}}), tmp_path, share)
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    try:
+        until(lambda: loop.status()["state"] == "no broker")
+        until(lambda: position.heartbeat_ms * 10**6 >= now)
+        if away_s < 50:
+            until(loop.caught_up)
+        else:
+            time.sleep(0.2)
+            assert (loop.caught_up(), position.moves) == (False, 0)
+        feed.connected = True
+        until(loop.caught_up)
+        assert position.moves
+    finally:
+        loop.stop()
+        thread.join()
+        position.close()
+
+
+def until(ask: Callable[[], object], seconds: float = 60.0) -> None:
+    """Returns once it is true."""
+    deadline = time.monotonic() + seconds
+    while not ask():
+        assert time.monotonic() < deadline, f"not so after {seconds:g} s"
+        time.sleep(0.005)
+
+
+def test_a_reader_of_a_shard_that_fails_for_long_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    share, paths = shard(0, 1), StatePaths.of(tmp_path).shard(0)
+    monkeypatch.setattr("app.state.shard_here._AGAIN_S", 0.0)
+    monkeypatch.setattr("app.state.shard_here._ANEW_S", 0.0)
+    here = ShardHere(tmp_path, "reader", 0, 1)
+    here.catch_up()
+    with pytest.raises(StateUnavailable, match="no state has been written here yet"):
+        here.look([user_key("u")])
+    store = StateStore(database(paths.databases, 0), Settings(), share=share)
+    position = Position.create(paths.position)
+    position.publish(store.apply(events(event(0, "i"))))
+    here.catch_up()
+    assert here.look([user_key("u")])[0].record is not None
+
+    def broken() -> None:
+        raise StateUnavailable("its files are damaged")
+
+    monkeypatch.setattr(here.replica, "catch_up", broken)
+    position.publish(store.apply(events(event(1, "j"))))
+    here.catch_up()
+    with pytest.raises(StateUnavailable, match="damaged"):
+        here.look([user_key("u")])
+    until(lambda: here.catch_up() or here.error is None)  # type: ignore[func-returns-value]
+    assert here.look([user_key("u")])[0].record == store.look([user_key("u")])[0].record
+    here.replica.close()
+    position.close()
+    store.close()

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
 
 Place = tuple[str, int]  # topic, partition
-_LOOKED_AT = 32  # messages of a partition: the oldest of them counts, so that one with a wrong clock says nothing
+LOOKED_AT = 32  # messages of a partition: the oldest of them counts, so that one with a wrong clock says nothing
 
 
 class Arrivals:
     """Arrivals of the messages that were read last of each partition. For one thread."""
 
     def __init__(self) -> None:
-        self._last: defaultdict[Place, deque[tuple[int, int]]] = defaultdict(lambda: deque(maxlen=_LOOKED_AT))
+        self._last: defaultdict[Place, deque[tuple[int, int]]] = defaultdict(lambda: deque(maxlen=LOOKED_AT))
 
     def saw(self, place: Place, message: Message) -> None:
         """Notes the message that was read last of a partition."""

@@ -37,7 +37,7 @@ class StateEvent(NamedTuple):
         if self.event_id is None or self.event_type == MERGE:
             return None
         owner = self.user_id or self.session_id or ""
-        return owner_digest(owner) + blake2b(self.event_id.encode(), digest_size=8).digest()
+        return owner_digest(owner) + _half(self.event_id)
 
     @property
     def named_by_place(self) -> bool:
@@ -79,6 +79,33 @@ class Batch:
         return len(self.events) + len(self.items) + len(self.users)
 
 
+def identities_of(events: Iterable[StateEvent]) -> list[bytes | None]:
+    """`StateEvent.identity` of each."""
+    return [
+        None if name is None or kind == MERGE else owner_digest(user or session or "") + _half(name)
+        for _, _, _, name, user, session, _, kind, _, _ in events
+    ]
+
+
+def entries_by_key(events: Iterable[StateEvent]) -> tuple[dict[bytes, list[Entry]], list[StateEvent]]:
+    """The entries of each history (`StateEvent.key` → `StateEvent.entry`), in the order of the events; the merges."""
+    entries: dict[bytes, list[Entry]] = {}
+    merges: list[StateEvent] = []
+    new = tuple.__new__  # half the time of a named tuple's own
+    for event in events:
+        partition, offset, _, _, user, session, item, kind, time, value = event
+        if kind == MERGE:
+            merges.append(event)
+        elif item is not None and kind not in NOT_IN_HISTORY:
+            key = user_key(user) if user else session_key(session or "")
+            entry = new(Entry, (time, partition, offset, item, kind, value))
+            if (found := entries.get(key)) is None:
+                entries[key] = [entry]
+            else:
+                found.append(entry)
+    return entries, merges
+
+
 def counts_already(event: StateEvent, arrivals: Iterable[tuple[int]], horizon_ms: int) -> bool:
     """Whether an event of the same identity that counts arrived within the horizon: the rule of the lake."""
     if event.named_by_place:
@@ -88,7 +115,11 @@ def counts_already(event: StateEvent, arrivals: Iterable[tuple[int]], horizon_ms
 
 def owner_digest(owner: str) -> bytes:
     """The first half of the identities of a user's or session's events."""
-    return blake2b(owner.encode(), digest_size=8).digest()
+    return _half(owner)
+
+
+def _half(name: str) -> bytes:
+    return blake2b(name.encode(), digest_size=8).digest()
 
 
 def user_key(user_id: str) -> bytes:

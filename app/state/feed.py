@@ -15,7 +15,7 @@ from app.events.ranges import TopicBounds
 from app.events.schema import EVENTS, ITEMS, USERS
 from app.events.topics import bounds
 from app.settings import KafkaSettings
-from app.state.arrivals import Arrivals
+from app.state.arrivals import LOOKED_AT, Arrivals
 from app.state.store import StateStore
 
 TOPICS = (EVENTS, ITEMS, USERS)
@@ -116,24 +116,39 @@ class StateFeed:
             timeout_s = 0  # only the callbacks are served
         first = self._consumer.poll(timeout_s)
         read = Read()
-        for message in (first, *self._consumer.consume(limit - 1, 0)) if first is not None else ():
-            self._take(message, read)
-        self._next.update(read.offsets)
+        if first is not None:
+            self._take([first, *self._consumer.consume(limit - 1, 0)], read)
+            self._next.update(read.offsets)
         return read
 
-    def _take(self, message: Message, read: Read) -> None:
-        place, error = (message.topic(), message.partition()), message.error()
-        upto = max(read.offsets.get(place, 0), self._next.get(place, 0))
-        if error is None:
-            if message.offset() >= upto:
-                read.messages.append(message)
-                self._arrivals.saw(place, message)
-                read.offsets[place] = message.offset() + 1
-        elif error.code() == KafkaError._PARTITION_EOF:
-            if message.offset() > upto:  # transaction markers, or what compaction took out at the end
-                read.offsets[place] = message.offset()
-        else:  # out of range, a partition that has gone, authorization: compare with the log anew
-            self._suspect, self.error = True, error.str()
+    def _take(self, messages: Sequence[Message], read: Read) -> None:
+        """A partition's messages come in runs: what is the same for all of a run is looked up once."""
+        topic, partition, start = "", -1, 0
+        for number, message in enumerate(messages):
+            if message.partition() != partition or message.topic() != topic:
+                if number:
+                    self._take_run((topic, partition), messages[start:number], read)
+                topic, partition, start = message.topic(), message.partition(), number
+        self._take_run((topic, partition), messages[start:], read)
+
+    def _take_run(self, place: Place, run: Sequence[Message], read: Read) -> None:
+        """Messages of one partition, and what the consumer has to say of it."""
+        known = upto = max(read.offsets.get(place, 0), self._next.get(place, 0))
+        taken = len(read.messages)
+        for message in run:
+            error, offset = message.error(), message.offset()
+            if error is None:
+                if offset >= upto:
+                    read.messages.append(message)
+                    upto = offset + 1
+            elif error.code() == KafkaError._PARTITION_EOF:
+                upto = max(upto, offset)  # transaction markers, or what compaction took out at the end
+            else:  # out of range, a partition that has gone, authorization: compare with the log anew
+                self._suspect, self.error = True, error.str()
+        if upto > known:
+            read.offsets[place] = upto
+        for message in read.messages[taken:][-LOOKED_AT:]:
+            self._arrivals.saw(place, message)
 
     def lag(self) -> dict[str, int]:
         """Topic → messages in the log that are not applied, as far as the consumer has heard."""

@@ -48,7 +48,7 @@ def fold(entries: Iterable[Entry], max_history: int, *, view: bool = False) -> b
 def add(record: bytes | None, entries: Sequence[Entry], max_history: int) -> bytes:
     """`fold` of the record's entries and more. Fast where all of them are newer than the record's last."""
     if not record:
-        return fold(entries, max_history)
+        return encode(entries) if len(entries) == 1 else fold(entries, max_history)
     extended = extend(record, entries, max_history)
     return fold([*entries_of(record), *entries], max_history) if extended is None else extended
 
@@ -146,8 +146,9 @@ def _kept(items: Sequence[str], types: Sequence[str]) -> list[int]:
 def _extend_by_one(record: bytes, entry: Entry, max_history: int) -> bytes | None:
     """`extend` by one entry, spliced in without taking the record apart: what most writes of known users are."""
     found, flags, width, n_names, n, n_ids, version = HEADER.unpack_from(record)
+    time, partition, offset, item_id, kind, value = entry
     times = HEADER.size + n_names
-    code = code_of(record[HEADER.size : times], entry.event_type)
+    code = code_of(record[HEADER.size : times], kind)
     if found != FORMAT or width > 1 or code < 0 or not 0 < n < max_history:
         return None
     offsets = times + 8 * n
@@ -156,25 +157,23 @@ def _extend_by_one(record: bytes, entry: Entry, max_history: int) -> bytes | Non
     lengths = values + 4 * n
     codes = lengths + n
     ids = codes + n
-    last = (
-        _I64.unpack_from(record, offsets - 8)[0],
-        _I32.unpack_from(record, values - 4)[0],
-        _I64.unpack_from(record, partitions - 8)[0],
-    )
-    if last >= _place(entry):
-        return None
-    item = entry.item_id.encode()
+    (newest,) = _I64.unpack_from(record, offsets - 8)
+    if newest >= time:
+        last = (newest, _I32.unpack_from(record, values - 4)[0], _I64.unpack_from(record, partitions - 8)[0])
+        if last >= (time, partition, offset):
+            return None
+    item = item_id.encode()
     version = (version + fingerprint(entry)) & VERSION_MASK
     pieces = (
         HEADER.pack(FORMAT, flags, width, n_names, n + 1, n_ids + len(item), version),
         record[HEADER.size : offsets],
-        _I64.pack(entry.time),
+        _I64.pack(time),
         record[offsets:partitions],
-        _I64.pack(entry.offset),
+        _I64.pack(offset),
         record[partitions:values],
-        _I32.pack(entry.partition),
+        _I32.pack(partition),
         record[values:lengths],
-        _F32.pack(float32(entry.value)),
+        _F32.pack(float32(value)),
         record[lengths:codes],
         bytes((len(item),)),
         record[codes:ids],

@@ -9,10 +9,9 @@ import pyarrow as pa
 from confluent_kafka import Message
 
 from app.erasure.erased import NOBODY, Erased, ErasedOn
-from app.events.columns import RECORDS
-from app.events.decode import decode_topic
+from app.events.plain import plain_event
 from app.events.rows import check_arrival, parse_json
-from app.events.schema import EVENTS, ITEMS, USERS, EventRejected, read_columns, validate_event
+from app.events.schema import EVENTS, ITEMS, USERS, EventRejected, parse_time, read_columns, validate_event
 from app.events.versions import VersionPlace
 from app.settings import EventSettings
 from app.state.arrivals import arrival_ms
@@ -20,8 +19,6 @@ from app.state.batch import Batch, StateEvent
 from app.state.feed import Read
 
 _NAN = float("nan")
-# Columns have a cost per batch (3 ms), rows a cost per message (20 µs).
-_ROWS_AT_MOST = 150
 
 
 def to_batch(
@@ -40,7 +37,7 @@ def to_batch(
     for message in read.messages:
         by_topic.setdefault(message.topic(), []).append(message)
     found, ids = by_topic.pop(EVENTS, []), topic_ids or {}
-    events = (_by_rows if len(found) <= _ROWS_AT_MOST else _by_columns)(found, settings, skipped)
+    events = _events(found, settings, skipped)
     events = without_erased(events, erased.on(EVENTS, ids.get(EVENTS, "")))
     if USERS in by_topic:
         by_topic[USERS] = _about_others(by_topic[USERS], erased.on(USERS, ids.get(USERS, "")))
@@ -92,33 +89,19 @@ def events_of(table: pa.Table) -> list[StateEvent]:
     return [StateEvent(*row) for row in zip(*columns, strict=True)]
 
 
-def _by_columns(messages: Sequence[Message], settings: EventSettings, skipped: Counter[str]) -> list[StateEvent]:
-    records = pa.table(
-        [
-            [message.partition() for message in messages],
-            [message.offset() for message in messages],
-            [arrival_ms(message) for message in messages],
-            [message.key() for message in messages],
-            [message.value() for message in messages],
-        ],
-        schema=RECORDS,
-    )
-    decoded = decode_topic(EVENTS, records, settings)
-    skipped.update(decoded.rejected["reason"].to_pylist())
-    return events_of(decoded.events)
-
-
-def _by_rows(messages: Sequence[Message], settings: EventSettings, skipped: Counter[str]) -> list[StateEvent]:
+def _events(messages: Sequence[Message], settings: EventSettings, skipped: Counter[str]) -> list[StateEvent]:
+    """The events that are accepted. What is plainly so is taken as it was parsed; for the rest a model is made."""
     events = []
     for message in messages:
         arrival = arrival_ms(message)
         try:
             check_arrival(arrival)
-            event = validate_event(parse_json(message.value()), arrival, settings)
+            raw = parse_json(message.value())
+            event = plain_event(raw, arrival, settings) or validate_event(raw, arrival, settings)
         except EventRejected as error:
             skipped[error.code] += 1
             continue
-        partition, offset, moment = message.partition(), message.offset(), event.time_us
+        partition, offset, time, value = message.partition(), message.offset(), event.event_time, event.value
         events.append(
             StateEvent(
                 partition,
@@ -129,8 +112,8 @@ def _by_rows(messages: Sequence[Message], settings: EventSettings, skipped: Coun
                 event.session_id,
                 event.item_id,
                 event.event_type,
-                arrival * 1000 if moment is None else moment,
-                _NAN if event.value is None else event.value,
+                arrival * 1000 if time is None else parse_time(time),
+                _NAN if value is None else value,
             )
         )
     return events

@@ -14,10 +14,10 @@ from rocksdict import BottommostLevelCompaction, Checkpoint, CompactOptions, Wri
 from app.erasure.erased import Boundary, Erased
 from app.erasure.places import Known
 from app.errors import StateUnavailable
-from app.events.schema import EVENTS, MERGE, USERS
+from app.events.schema import EVENTS, USERS
 from app.settings import Settings
 from app.state import layout
-from app.state.batch import Batch, StateEvent, counts_already, session_key, user_key
+from app.state.batch import Batch, StateEvent, counts_already, entries_by_key, identities_of, session_key, user_key
 from app.state.candidates import Candidates
 from app.state.erasing import Who, before_by, erasing, known_of, who_of
 from app.state.history import Entry, add, drop_expired, extend, is_view, read
@@ -318,31 +318,26 @@ class StateStore:
         fresh = self.share.taken(unseen)
         if len(fresh) < len(unseen):
             self.totals.skipped["key"] = self.totals.skipped.get("key", 0) + len(unseen) - len(fresh)
-        identities = [event.identity for event in fresh]
-        asked = list({identity for identity in identities if identity is not None})
-        found = layout.get_many(self._families[layout.SEEN], asked)
-        seen = {key: value or b"" for key, value in zip(asked, found, strict=True)}
-        handle, accepted = self._handles[layout.SEEN], []
+        identities = identities_of(fresh)
+        asked = [identity for identity in identities if identity is not None]
+        seen = dict(zip(asked, layout.get_many(self._families[layout.SEEN], asked), strict=True))
+        handle, put, accepted = self._handles[layout.SEEN], write.put, []
         for event, identity in zip(fresh, identities, strict=True):
             if identity is not None:
                 arrivals = seen[identity]
-                if arrivals and counts_already(event, _I64.iter_unpack(arrivals), self._horizon_ms):
+                if arrivals is None:
+                    arrivals = b""
+                elif counts_already(event, _I64.iter_unpack(arrivals), self._horizon_ms):
                     self.totals.duplicates += 1
                     continue
-                seen[identity] = arrivals + _I64.pack(event.record_time)
-                write.put(identity, seen[identity], handle)
-                self._new_identities += 1
+                seen[identity] = arrivals = arrivals + _I64.pack(event.record_time)
+                put(identity, arrivals, handle)
             accepted.append(event)
+        self._new_identities += len(asked)
         return accepted
 
     def _apply_histories(self, events: Sequence[StateEvent], write: WriteBatch) -> None:
-        entries: dict[bytes, list[Entry]] = {}
-        merges: list[StateEvent] = []
-        for event in events:
-            if event.event_type == MERGE:
-                merges.append(event)
-            elif (entry := event.entry) is not None:
-                entries.setdefault(event.key, []).append(entry)
+        entries, merges = entries_by_key(events)
         links, candidates = Links(self._families[layout.LINKS].get), Candidates(self._families[layout.LINKS].get)
         stale: set[str] = set()
         for event in merges:
@@ -354,13 +349,22 @@ class StateStore:
         records = dict(zip(keys, layout.get_many(self._families[layout.HISTORIES], keys), strict=True))
         own: dict[bytes, bytes | None] = {}  # records of users whose history is a view
         for key, more in entries.items():
-            stale |= self._fold(key, more, records, own, links)
+            record = records[key]
+            if key[:1] == b"u" and not is_view(record):  # most are
+                records[key] = add(record, more, self._max_history)
+            else:
+                stale |= self._fold(key, more, records, own, links)
         for user_id in () if self.share.is_shard else stale:  # a shard's histories are joined when they are read
             self._refold(user_id, records, own, links)
         since = self._since()  # as readers know it by now: as of the new watermark they would miss entries for a moment
         for family, histories in ((layout.HISTORIES, records), (layout.OWN, own)):
+            handle = self._handles[family]
             for key, record in histories.items():
-                self._put(write, family, key, drop_expired(record, since))
+                kept = record if since is None else drop_expired(record, since)
+                if kept is None:
+                    write.delete(key, handle)
+                else:
+                    write.put(key, kept, handle)
         for key, link in (*links.changes(), *candidates.changes()):
             self._put(write, layout.LINKS, key, link)
 

@@ -1,11 +1,15 @@
-"""Messages to batches: by rows and by columns the same, bad ones counted and never in the way."""
+"""Messages to batches: what ingest makes of them in columns, bad ones counted and never in the way."""
 
+import json
 from collections import Counter
 from typing import Any
 
 import orjson
-import pytest
+import pyarrow as pa
 
+from app.events.columns import RECORDS
+from app.events.decode import decode_topic
+from app.events.schema import EVENTS
 from app.settings import EventSettings
 from app.state import messages
 from app.state.feed import Read
@@ -50,9 +54,7 @@ BAD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("rows_at_most", [0, 1000])
-def test_events_by_rows_and_by_columns(rows_at_most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(messages, "_ROWS_AT_MOST", rows_at_most)
+def test_good_events_become_what_the_state_sees_and_bad_ones_are_counted() -> None:
     values = [part for pair in zip([orjson.dumps(event) for event in GOOD], BAD, strict=False) for part in pair] + BAD[
         4:
     ]
@@ -69,9 +71,35 @@ def test_events_by_rows_and_by_columns(rows_at_most: int, monkeypatch: pytest.Mo
     assert (search.event_id, search.entry) == ("events/1/6", None)
 
 
-@pytest.mark.parametrize("rows_at_most", [0, 1000])
-def test_an_arrival_that_no_calendar_has_stops_nothing(rows_at_most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(messages, "_ROWS_AT_MOST", rows_at_most)
+def test_events_are_what_ingest_makes_of_them_in_columns() -> None:
+    plain = {"user_id": "u", "item_id": "i", "event_type": "click"}
+    more: list[dict[str, Any]] = [
+        plain | {"schema_version": 2},
+        plain | {"value": 10**30, "position": 3},
+        plain | {"position": 3.0},
+        plain | {"value": True},
+        plain | {"event_id": "x" * 129},
+        plain | {"user_id": None, "session_id": "é" * 64, "campaign": [1]},
+        plain | {"event_time": "2016-12-31T23:59:60Z", "context": {"a": {"b": [1.5]}}},
+        plain | {"event_time": "2023-11-14T22:23:20.123456Z"},
+        plain | {"event_time": "2023-11-14T22:23:21Z"},
+    ]
+    values = [*map(orjson.dumps, GOOD), *BAD, *map(json_of, more)]
+    records = [Record(EVENTS, offset, value) for offset, value in enumerate(values)]
+    batch = messages.to_batch(Read(records), EventSettings())
+    rows = [(1, offset, 1_700_000_000_000, b"k", value) for offset, value in enumerate(values)]
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    decoded = decode_topic(EVENTS, pa.table(columns, schema=RECORDS), EventSettings())
+    assert list(map(repr, batch.events)) == list(map(repr, messages.events_of(decoded.events)))
+    assert batch.skipped == Counter(decoded.rejected["reason"].to_pylist())
+
+
+def json_of(event: dict[str, Any]) -> bytes:
+    """Also of integers that orjson cannot say."""
+    return json.dumps(event).encode()
+
+
+def test_an_arrival_that_no_calendar_has_stops_nothing() -> None:
     value, nanos = orjson.dumps(GOOD[1]), 1_700_000_000_000_000_000
     read = Read(
         [

@@ -19,7 +19,7 @@ class NeighbourTable:
 
     Attributes:
         indptr: int64 (n_items + 1,).
-        indices: int32 (E,), never i itself in row i.
+        indices: int32 (E,), i itself in row i only where a family says that repeats count.
         data: float32 (E,), descending within a row.
     """
 
@@ -44,20 +44,35 @@ class NeighbourTable:
         return {"indptr": self.indptr, "indices": self.indices, "data": self.data}
 
     @classmethod
+    def of_sparse(cls, matrix: csr_matrix) -> "NeighbourTable":
+        """All entries, each above 0, of a float32 (n_items, n_items) matrix."""
+        row = np.repeat(np.arange(matrix.shape[0], dtype=np.int64), np.diff(matrix.indptr))
+        # Positive floats order as their bits do: one sort of integers instead of two of floats.
+        order = np.argsort(row << 32 | 0x7F800000 - matrix.data.view(np.int32).astype(np.int64), kind="stable")
+        return cls(matrix.indptr.astype(np.int64), matrix.indices[order].astype(np.int32), matrix.data[order])
+
+    @classmethod
     def of_blocks(
-        cls, blocks: Iterable[NDArray[np.float32] | csr_matrix], n_neighbours: int, *, signed: bool = False
+        cls,
+        blocks: Iterable[NDArray[np.float32] | csr_matrix],
+        n_neighbours: int,
+        *,
+        signed: bool = False,
+        diagonal: bool = False,
     ) -> "NeighbourTable":
         """Keeps the strongest of each row: the largest values above 0, or with `signed` the largest sizes.
 
         Args:
-            blocks: float32 (b, n_items) each, dense or sparse, rows in order; the diagonal and zeros are never kept.
+            blocks: float32 (b, n_items) each, dense or sparse, rows in order; zeros are never kept.
             n_neighbours: entries kept a row at most.
             signed: negative values may be kept too.
+            diagonal: the item itself may be kept too.
         """
         counts, indices, data, start = [], [], [], 0
         for block in blocks:
             row, col, value = _strongest(block, n_neighbours + 1, signed)
-            useful = (row + start != col) & ((value != 0) if signed else (value > 0))
+            useful = (value != 0) if signed else (value > 0)
+            useful &= diagonal | (row + start != col)
             row, col, value = _first_of_each_row(row[useful], col[useful], value[useful], n_neighbours, signed)
             counts.append(np.bincount(row, minlength=block.shape[0]))
             indices.append(col.astype(np.int32))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import _sparsetools
 
-from app.models.candidate import CandidateModel, NeighbourModel, StaticModel, VectorModel
+from app.models.candidate import CandidateModel, NeighbourModel, StaticModel, SumModel, VectorModel, WholeModel
 from app.models.interactions import Histories
 from app.retrieval.allowed import Allowed, best_of_rows
 from app.retrieval.index import VectorIndex, build_index
@@ -119,6 +119,43 @@ def _least_weights(histories: Histories, weights: NDArray[np.float32]) -> NDArra
     return np.repeat(np.float32(NEGLIGIBLE) * heaviest, lengths[some])
 
 
+class SumSource:
+    """Inner products and neighbour rows added up; exact whatever the catalogue's size."""
+
+    above = -np.inf
+
+    def __init__(self, model: SumModel) -> None:
+        self._vectors, self._neighbours = VectorSource(model, VectorIndex(model.item_vectors())), NeighbourSource(model)
+        self.n_items = self._vectors.n_items
+
+    def search(self, histories: Histories, k: int, allowed: Allowed) -> list[Found]:
+        scores = np.zeros((len(histories), self.n_items), np.float32)
+        self.score_into(histories, scores)
+        allowed.block(scores)
+        return best_of_rows(scores, [k] * len(scores), [self.above] * len(scores))
+
+    def score_into(self, histories: Histories, out: NDArray[np.float32]) -> None:
+        self._vectors.score_into(histories, out)
+        self._neighbours.score_into(histories, out)
+
+
+class WholeSource:
+    """The best of all that a model scores; what it says of a history without a known item counts as well."""
+
+    above = -np.inf
+
+    def __init__(self, model: WholeModel) -> None:
+        self._model, self.n_items = model, model.n_items
+
+    def search(self, histories: Histories, k: int, allowed: Allowed) -> list[Found]:
+        scores = np.array(self._model.score(histories))
+        allowed.block(scores)
+        return best_of_rows(scores, [k] * len(scores), [self.above] * len(scores))
+
+    def score_into(self, histories: Histories, out: NDArray[np.float32]) -> None:
+        out += self._model.score(histories)
+
+
 class StaticSource:
     """The same list for everybody."""
 
@@ -145,14 +182,18 @@ def source_of(model: CandidateModel) -> Source:
     """The source that serves a fitted model, by its kind.
 
     Raises:
-        TypeError: the model is of none of the three servable kinds.
+        TypeError: the model is of none of the servable kinds.
     """
+    if isinstance(model, SumModel):
+        return SumSource(model)
     if isinstance(model, VectorModel):
         return VectorSource(model)
     if isinstance(model, NeighbourModel):
         return NeighbourSource(model)
     if isinstance(model, StaticModel):
         return StaticSource(model)
+    if isinstance(model, WholeModel):
+        return WholeSource(model)
     raise TypeError(f"{type(model).__name__}: found neither vectors, neighbours nor static scores, wanted one of them")
 
 
@@ -179,7 +220,9 @@ def retrieve(sources: Mapping[str, Source], query: Query) -> Candidates:
 
 
 def _is_dense(source: Source | None) -> TypeGuard[DenseSource]:
-    return isinstance(source, NeighbourSource) or (isinstance(source, VectorSource) and source.index.exact)
+    return isinstance(source, NeighbourSource | SumSource | WholeSource) or (
+        isinstance(source, VectorSource) and source.index.exact
+    )
 
 
 def _search_dense(

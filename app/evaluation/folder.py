@@ -93,11 +93,11 @@ def read_folder(path: Path, *, on_valid: bool) -> Folder:
     items = Ids.of(pc.unique(pa.chunked_array([chunk for ids in listed for chunk in ids.chunks])))
     users = Ids.of(pc.unique(rows["user_id"]))
     held = _held(_table(path / VALID) if on_valid else _table(path / TEST), path, users, items)
-    return Folder(_interactions(rows, users, items), _catalogue(items, columns), held)
+    return Folder(_interactions(rows, users, items, len(train)), _catalogue(items, columns), held)
 
 
-def _interactions(rows: pa.Table, users: Ids, items: Ids) -> Interactions:
-    """In the order of time, file order among equals."""
+def _interactions(rows: pa.Table, users: Ids, items: Ids, n_train: int) -> Interactions:
+    """In the order of time, file order among equals; rows from n_train on came as validation."""
     times = rows["timestamp"].to_numpy()
     order = np.argsort(times, kind="stable")
     return Interactions(
@@ -107,6 +107,7 @@ def _interactions(rows: pa.Table, users: Ids, items: Ids) -> Interactions:
         times[order],
         len(users),
         len(items),
+        validation=order >= n_train if n_train < len(rows) else None,
     )
 
 

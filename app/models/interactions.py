@@ -112,6 +112,7 @@ class Interactions:
         times: int64 (N,), milliseconds, ascending.
         n_users, n_items: sizes; an item without an event is a row all the same.
         ttl_ms: how long an event stands in a history (`app.time_to_live`); models are fitted on all of them.
+        validation: bool (N,), the events that came as validation, for families that choose on such; None: not said.
     """
 
     users: Rows
@@ -121,6 +122,7 @@ class Interactions:
     n_users: int
     n_items: int
     ttl_ms: int | None = None
+    validation: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -136,7 +138,13 @@ class Interactions:
 
     def first(self, n: int) -> "Interactions":
         """The oldest n events; users and items keep their rows."""
-        return replace(self, users=self.users[:n], items=self.items[:n], weights=self.weights[:n], times=self.times[:n])
+        return self.some(slice(n))
+
+    def some(self, kept: slice | NDArray[np.bool_]) -> "Interactions":
+        """Some of the events; users and items keep their rows."""
+        validation = None if self.validation is None else self.validation[kept]
+        users, items, weights, times = self.users[kept], self.items[kept], self.weights[kept], self.times[kept]
+        return replace(self, users=users, items=items, weights=weights, times=times, validation=validation)
 
     def histories(self) -> Histories:
         """One history per user (n_users of them), as of the end."""

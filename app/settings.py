@@ -115,6 +115,12 @@ class IngestSettings(Section):
     follow_upkeep: int = Field(
         500, ge=0, description="Rounds of `--follow` with news after which it compacts and expires; 0: never."
     )
+    follow_rewrite_bytes_s: int = Field(
+        250_000,
+        ge=1,
+        description="`items` and `users` are written anew as a whole: `--follow` commits their changes as often as this "
+        "many bytes a second allow.",
+    )
 
 
 class StateSettings(Section):

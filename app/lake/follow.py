@@ -10,6 +10,7 @@ from app.events.ranges import TopicBounds
 from app.events.topics import bounds
 from app.lake.commit import Alone
 from app.lake.ingest import TOPICS, IngestJob, IngestReport, ReadProgress
+from app.lake.pace import Pace
 from app.lake.tables import Lake
 from app.lake.upkeep import Upkeep
 from app.settings import Settings
@@ -60,10 +61,11 @@ def follow(
     )
     seen: dict[str, TopicBounds] = {}
     upkeep, rounds = Upkeep(lake), 0
+    pace = Pace(lake, ingest.follow_rewrite_bytes_s)
     try:
         while not wait(ingest.follow_s):
             try:
-                before, seen = seen, _round(job, settings, seen, wait, upkeep.commits)
+                before, seen = seen, _round(job, settings, seen, wait, upkeep.commits, pace)
                 rounds += before != seen
                 if ingest.follow_upkeep and rounds >= ingest.follow_upkeep:
                     rounds = 0
@@ -76,12 +78,17 @@ def follow(
 
 
 def _round(
-    job: IngestJob, settings: Settings, seen: dict[str, TopicBounds], wait: Wait, commits: Alone
+    job: IngestJob, settings: Settings, seen: dict[str, TopicBounds], wait: Wait, commits: Alone, pace: Pace
 ) -> dict[str, TopicBounds]:
-    """Takes the topics that have changed since `seen`, by one question to the broker; what it answered."""
+    """Takes the topics that have changed since `seen`, by one question to the broker; what it answered of them."""
     held = bounds(settings.kafka, TOPICS)
     for topic in TOPICS:
-        if held[topic] != seen.get(topic) and not wait(0.0):
-            with commits:
-                job.take(topic)
+        if held[topic] == seen.get(topic) or wait(0.0):
+            continue
+        if not pace.due(topic):
+            held[topic] = seen.get(topic, TopicBounds(topic, ""))
+            continue
+        with commits:
+            job.take(topic)
+        pace.wrote(topic)
     return held

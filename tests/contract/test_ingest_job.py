@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -19,14 +19,16 @@ from app.events import topics
 from app.events.blocks import ReadBlock, ReadFailed, block_hashes
 from app.events.columns import EVENT_COLUMNS, RECORDS
 from app.events.decode import decode_topic
+from app.events.entities import ENTITY_COLUMNS
 from app.events.ranges import OffsetRange, TopicBounds
-from app.events.schema import EVENTS
+from app.events.schema import EVENTS, ITEMS
 from app.lake import compaction, follow, identities, ingest
-from app.lake.commit import Progress, TopicOffsets, append
+from app.lake.commit import Progress, TopicOffsets, append, replace
 from app.lake.data_files import one_file
 from app.lake.erase import erase_rows
 from app.lake.identities import KnownEvents
 from app.lake.ingest import IngestJob, IngestReport
+from app.lake.pace import Pace
 from app.lake.snapshot import snapshot, snapshot_of
 from app.lake.tables import open_lake
 from app.settings import Settings
@@ -228,3 +230,36 @@ def _until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_table_that_is_written_anew_is_not_written_more_often_than_its_size_allows(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[str] = []
+
+    class Job:
+        def take(self, topic: str) -> None:
+            taken.append(topic)
+            rows = [{"item_id": str(number), "columns": "{}"} for number in range(len(taken))]
+            if topic == ITEMS:
+                replace(log.lake.table(ITEMS), pa.Table.from_pylist(rows, ENTITY_COLUMNS[ITEMS]), Progress())
+
+    seconds, end = [1000.0], [0]
+    monkeypatch.setattr(
+        follow, "bounds", lambda _, names: {topic: TopicBounds(topic, "", {0: 0}, {0: end[0]}) for topic in names}
+    )
+    kept, seen = Pace(log.lake, 1000, lambda: seconds[0]), dict[str, TopicBounds]()
+
+    def goes(later_s: float) -> list[str]:
+        nonlocal seen
+        taken.clear()
+        seconds[0], end[0] = seconds[0] + later_s, end[0] + 1
+        seen = follow._round(Job(), SETTINGS, seen, lambda _: False, nullcontext(), kept)  # type: ignore[arg-type]
+        return list(taken)
+
+    assert goes(0) == list(ingest.TOPICS)
+    size_s = sum(part.bytes for part in snapshot(log.lake, ITEMS).files()) / 1000
+    assert size_s > 1
+    assert goes(size_s / 2) == [topic for topic in ingest.TOPICS if topic != ITEMS]
+    end[0] -= 1  # nothing more comes: what waits is not forgotten
+    assert goes(size_s) == [ITEMS]

@@ -118,8 +118,8 @@ class IngestSettings(Section):
     follow_rewrite_bytes_s: int = Field(
         250_000,
         ge=1,
-        description="`items` and `users` are written anew as a whole: `--follow` commits their changes as often as this "
-        "many bytes a second allow.",
+        description="`items` and `users` are written anew as a whole: `--follow` commits their changes as often as "
+        "this many bytes a second allow.",
     )
 
 

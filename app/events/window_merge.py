@@ -68,11 +68,35 @@ def sliding_totals(points: pa.Table, keys: Sequence[str], sums: Sequence[str], s
     below = np.searchsorted(codes * width + ranks, codes * width + oldest, side="left")
     found = points.take(pa.array(order))
     for name in (COUNT, *sums):
-        values = _numbers(found, name)
-        running = np.concatenate([np.zeros(1, values.dtype), np.cumsum(values)])
-        total = running[1:] - running[below]
+        total = range_sums(_numbers(found, name), below, np.arange(1, len(found) + 1))
         found = found.set_column(found.schema.get_field_index(name), name, pa.array(total))
     return found
+
+
+def range_sums(
+    values: NDArray[np.int64] | NDArray[np.float64], first: NDArray[np.int64], end: NDArray[np.int64]
+) -> NDArray[np.int64] | NDArray[np.float64]:
+    """(m,): the sums of values[first:end], of m ranges.
+
+    Integers by the difference of running sums, which is exact. A running sum of floats would carry the rounding of
+    everything before the range into it, of other keys too: they are added up in blocks of 1, 2, 4, ... that lie wholly
+    in the range.
+    """
+    if values.dtype == np.int64:
+        running = np.concatenate([np.zeros(1, np.int64), np.cumsum(values)])
+        exact: NDArray[np.int64] = running[end] - running[first]
+        return exact
+    total, first, end, blocks = np.zeros(len(first)), first.copy(), end.copy(), values
+    while (open_ := first < end).any():
+        odd = np.flatnonzero(open_ & (first & 1 == 1))
+        total[odd] += blocks[first[odd]]
+        first[odd] += 1
+        odd = np.flatnonzero((first < end) & (end & 1 == 1))
+        end[odd] -= 1
+        total[odd] += blocks[end[odd]]
+        blocks = blocks[: len(blocks) // 2 * 2].reshape(-1, 2).sum(axis=1)
+        first, end = first >> 1, end >> 1
+    return total
 
 
 def _numbers(rows: pa.Table, name: str) -> NDArray[np.int64] | NDArray[np.float64]:

@@ -1,12 +1,13 @@
 """Windows over batches against their plain definition, row by row: whatever the cut, the order and the streams."""
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from app.events.columns import MICROS
@@ -127,6 +128,40 @@ def test_any_order_within_the_allowance_is_as_good_as_sorted(
     told = folded(arrived, windows, lateness, [place for place in at if place < len(found)])
     assert told == folded(sorted(found, key=lambda row: row[1]), windows, lateness)
     assert told.late == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("ab"), st.integers(0, 60), st.floats(-1e16, 1e16, allow_subnormal=False)), max_size=40
+    ),
+    st.integers(1, 20),
+    cuts,
+)
+@example([("a", 0, 1e16), ("a", 9, 0.5), ("b", 9, 0.25)], 5, [])
+def test_sliding_sums_of_floats_know_nothing_of_what_lies_outside(
+    found: list[tuple[str, int, float]], size: int, at: list[int]
+) -> None:
+    """Neither of other keys nor of what has left the window, in one batch as in many."""
+    made = pa.table(
+        {
+            "key": pa.array([key for key, _, _ in found], pa.string()),
+            "event_time": pa.array([time for _, time, _ in found], pa.int64()).cast(MICROS),
+            "value": pa.array([value for _, _, value in found], pa.float64()),
+        }
+    )
+    for edges in ([0, len(found)], sorted({0, *at, len(found)})):
+        fold = WindowFold(Sliding(size), ["key"], ["value"], allowed_lateness_us=100)
+        parts = []
+        for start, end in pairwise(edges):
+            fold.add(made.slice(start, end - start))
+            parts.append(fold.closed())
+        parts.append(fold.finish())
+        for row in (row for part in parts if part.num_columns for row in part.to_pylist()):
+            end = int(row["end"].timestamp() * 1e6 + 0.5)
+            within = [value for key, time, value in found if key == row["key"] and end - size < time <= end]
+            assert row["count"] == len(within)
+            assert abs(row["value"] - math.fsum(within)) <= 1e-14 * math.fsum(map(abs, within))
 
 
 @pytest.mark.parametrize("windows", [tumbling(10), Hopping(20, 10), Sliding(10), Session(4)], ids=str)

@@ -23,6 +23,7 @@ from app.stats.store import RocksHeld, StatsPaths
 _POLL_S = 0.1
 _LOCK_S = 0.05
 _ROOM_S = 0.25
+_FEW = 0.1  # of a full batch
 _LEAST_BETWEEN_LISTS_S = 1.0
 _SHARE_OF_LISTS = 0.05  # of the time goes into the lists of trending items at most
 
@@ -131,6 +132,8 @@ class StatsWriterLoop:
             self._changed = True
             heard = time.monotonic()
             self._heard |= dict.fromkeys(read.offsets, heard)
+            if len(read.messages) < _FEW * settings.stats.batch_events:
+                return  # a batch has its cost, whatever its size: more gathers until the next look
 
     def _look(self, feed: StateFeed, fold: StatsFold) -> None:
         """Lag, silent partitions, identities that can be forgotten, lists."""

@@ -1,13 +1,17 @@
 """Events in over HTTP, a hundred a request, beside a serving load; and how soon a click shows while they come."""
 
 import json
+import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
+from scripts import apache_kafka
 from scripts.freshness import event_to_recommendation_ms
 from tests.bench.load import Load, cpu_seconds, open_loop, zipf_bodies
 from tests.bench.system import Measured, caught_up, measured_system
@@ -33,7 +37,13 @@ def _beside(system: Measured, beside: ProcessPoolExecutor, events_per_s: float) 
     posts = _posts(int(events_per_s * SECONDS / BATCH), "post")
     asked = zipf_bodies(int(SERVED_PER_S * SECONDS), surface="home", seed=11)
     open_loop(system.port, asked[:400], per_second=SERVED_PER_S)
-    before = {role: cpu_seconds(system.pids(role)) for role in ROLES}
+    beside_pids = {role: system.pids(role) for role in ROLES} | {
+        "broker": [pid for pid in [apache_kafka.alive(system.home / "broker")] if pid is not None],
+        "stats_writer": _stats_writers(system.home),
+        "generators": [os.getpid(), beside.submit(os.getpid).result()],
+    }
+    before = {role: cpu_seconds(pids) for role, pids in beside_pids.items()}
+    whole = _busy_seconds()
     began = time.perf_counter()
     posting = beside.submit(
         open_loop, system.port, posts, per_second=events_per_s / BATCH, connections=16, path="/v1/events"
@@ -51,8 +61,20 @@ def _beside(system: Measured, beside: ProcessPoolExecutor, events_per_s: float) 
         "served_p50_ms": serving.p50_ms,
         "served_p99_ms": serving.p99_ms,
         "served_errors": serving.errors,
-        "cores": {role: (cpu_seconds(system.pids(role)) - before[role]) / seconds for role in ROLES},
+        "cores": {role: (cpu_seconds(pids) - before[role]) / seconds for role, pids in beside_pids.items()}
+        | {"whole_machine": (_busy_seconds() - whole) / seconds},
     }
+
+
+def _stats_writers(home: Path) -> list[int]:
+    """By the files of their metrics: they have no role."""
+    return sorted({int(path.name.removeprefix("stats-").split(".")[0]) for path in (home / "metrics").glob("stats-*")})
+
+
+def _busy_seconds() -> float:
+    """Of all cores since the machine was started, whoever it was."""
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
 
 
 def _freshness(system: Measured, beside: ProcessPoolExecutor) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Which events count already: those of the lake, by the identities that a snapshot holds, and those that came since."""
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -9,9 +10,11 @@ from numpy.typing import NDArray
 from pyiceberg.expressions import And, BooleanExpression, GreaterThanOrEqual, LessThan
 
 from app.events.identity import Hashes, SeenEvents, identity_hashes, named_by_place
+from app.events.rows import FIRST_ARRIVAL
 from app.lake.scan import pieces
 from app.lake.snapshot import Snapshot
 
+_BEHIND_MS = 3_600_000  # what may come behind a message of a clock that is ahead arrived so long ago at the most
 _COLUMNS = ("user_id", "session_id", "event_id", "record_time")
 _REMEMBERED = 4_000_000  # events, 24 bytes each
 
@@ -40,7 +43,8 @@ class KnownEvents:
         if not len(events):
             return events
         times = events["record_time"].cast(pa.int64()).to_numpy() // 1000
-        self._arrival = int(times.min())
+        arrival, now_ms = int(times.min()), int(time.time() * 1000)
+        self._arrival = arrival if arrival <= now_ms else now_ms - _BEHIND_MS
         seen = self._remember(now)
         doubled = seen.duplicates(hashes, times, named_by_place(events))
         seen.add(hashes[~doubled], times[~doubled])
@@ -91,4 +95,4 @@ def accepted_events(
 
 
 def _iso(milliseconds: int) -> str:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat()
+    return datetime.fromtimestamp(max(milliseconds, FIRST_ARRIVAL) / 1000, UTC).isoformat()

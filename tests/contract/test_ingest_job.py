@@ -263,3 +263,25 @@ def test_a_table_that_is_written_anew_is_not_written_more_often_than_its_size_al
     assert goes(size_s / 2) == [topic for topic in ingest.TOPICS if topic != ITEMS]
     end[0] -= 1  # nothing more comes: what waits is not forgotten
     assert goes(size_s) == [ITEMS]
+
+
+def test_an_event_of_a_clock_that_is_years_ahead_makes_nobody_read_the_lake_again(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def accepted(_: object, from_ms: int, before_ms: int | None) -> Iterator[Any]:
+        asked.append(from_ms)
+        return iter(())
+
+    monkeypatch.setattr(identities, "accepted_events", accepted)
+    known, now_ms = KnownEvents(1000), int(time.time() * 1000)
+    stood = snapshot(log.lake, EVENTS)
+    for place, arrived in enumerate((now_ms + 5 * 365 * 86_400_000, now_ms - 60_000)):
+        row = {"user_id": "u", "event_id": str(place), "record_time": arrived * 1000, "partition": 0, "offset": place}
+        found = pa.Table.from_pylist([row], EVENT_COLUMNS)
+        hashes = block_hashes(EVENTS, found)
+        assert hashes is not None
+        assert len(known.fresh(found, hashes, stood)) == 1
+    (from_ms,) = asked
+    assert from_ms <= int(time.time() * 1000) - 1000

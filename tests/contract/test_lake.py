@@ -11,6 +11,7 @@ from pyiceberg.exceptions import CommitFailedException
 from app.errors import MantaError
 from app.events.columns import EVENT_COLUMNS
 from app.events.entities import ENTITY_COLUMNS, latest_versions
+from app.events.rows import FIRST_ARRIVAL
 from app.events.schema import EVENTS, ITEMS, USERS
 from app.lake.commit import Progress, TopicOffsets, append, gap_record, progress_of, replace
 from app.lake.identities import accepted_events
@@ -143,3 +144,12 @@ def test_another_partition_than_the_table_has_is_refused(lake: Lake, tmp_path: P
     other = open_lake(Settings(lake=LakeSettings(partition="day")), tmp_path)
     with pytest.raises(MantaError, match="found table events partitioned by month, wanted day"):
         other.table(EVENTS)
+
+
+def test_an_arrival_at_the_beginning_of_the_calendar_stops_nobody_from_looking_before_it(lake: Lake) -> None:
+    """A clock that stands at nothing: from there back there is no day that Iceberg could be asked for."""
+    rows = events([1, 2])
+    first = pa.array([FIRST_ARRIVAL * 1000] * 2, rows.schema.field("record_time").type)
+    add(lake, rows.set_column(rows.schema.get_field_index("record_time"), "record_time", first), 2)
+    found = list(accepted_events(snapshot(lake, EVENTS), FIRST_ARRIVAL - 7 * 86_400_000, None))
+    assert [time for _, times in found for time in times.tolist()] == [FIRST_ARRIVAL] * 2

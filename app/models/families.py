@@ -8,13 +8,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from app.errors import SettingsError
+from app.models.blend import Blend, BlendParams
 from app.models.candidate import CandidateModel
 from app.models.content import ContentModel, ContentParams
 from app.models.ease import Ease, EaseParams
+from app.models.graph_filter import GraphFilter, GraphFilterParams
 from app.models.ials import Ials, IalsParams
+from app.models.item2vec import Item2Vec, Item2VecParams
 from app.models.item_knn import ItemKnn, ItemKnnParams
 from app.models.popularity import Popularity, PopularityParams
-from app.models.sasrec import SasRec, SasRecParams
+from app.models.sasrec import SasRec
+from app.models.sasrec_params import SasRecParams
+from app.models.seq_ridge import SeqRidge, SeqRidgeParams
+from app.models.session_knn import SessionKnn, SessionKnnParams
 from app.models.storage import FamilyParams
 from app.models.two_tower import TwoTower, TwoTowerParams
 
@@ -92,6 +98,21 @@ FAMILIES: dict[str, Family] = {
             1.0,
         ),
         Family(
+            "session_knn",
+            SessionKnn,
+            SessionKnnParams,
+            {
+                "place_tau": FloatRange(0.5, 10.0, log=True),
+                "recent": FloatRange(0.1, 3.0, log=True),
+                "window_tau": FloatRange(1.0, 20.0, log=True),
+                "backward": FloatRange(0.2, 1.0),
+                "length_power": FloatRange(0.0, 1.0),
+                "source_power": FloatRange(0.0, 1.0),
+                "target_power": FloatRange(0.0, 0.5),
+            },
+            1.0,
+        ),
+        Family(
             "ease",
             Ease,
             EaseParams,
@@ -104,6 +125,29 @@ FAMILIES: dict[str, Family] = {
                 "place_floor": FloatRange(0.0, 0.1),
             },
             5.0,
+        ),
+        Family(
+            "seq_ridge",
+            SeqRidge,
+            SeqRidgeParams,
+            {
+                "place_tau": FloatRange(2.0, 15.0, log=True),
+                "l2": FloatRange(3.0, 300.0, log=True),
+                "target_power": FloatRange(0.0, 0.4),
+            },
+            15.0,
+        ),
+        Family(
+            "graph_filter",
+            GraphFilter,
+            GraphFilterParams,
+            {
+                "smooth": FloatRange(0.05, 1.0, log=True),
+                "target_power": FloatRange(0.0, 0.5),
+                "n_factors": Choice((64, 128, 256)),
+                "place_tau": Choice((0.0, 5.0, 20.0)),
+            },
+            2.0,
         ),
         Family(
             "ials",
@@ -145,6 +189,20 @@ FAMILIES: dict[str, Family] = {
             },
             25.0,
         ),
+        Family(
+            "item2vec",
+            Item2Vec,
+            Item2VecParams,
+            {
+                "n_factors": Choice((32, 64, 128)),
+                "window": IntRange(2, 10),
+                "negative_power": FloatRange(-0.5, 1.0),
+                "iterations": IntRange(3, 15),
+                "place_tau": FloatRange(1.0, 20.0, log=True),
+            },
+            5.0,
+        ),
+        Family("blend", Blend, BlendParams, {"cases": Choice((2_000, 10_000))}, 60.0),
         Family(
             "content",
             ContentModel,

@@ -48,9 +48,10 @@ def query(
     )
 
 
-@pytest.mark.parametrize("family", ["popularity", "item_knn", "ease", "ials", "content"])
+@pytest.mark.parametrize("family", ["popularity", "item_knn", "ease", "ials", "content", "blend"])
 def test_every_kind_of_source_gives_the_models_own_best(family: str) -> None:
-    model = make(family).fit(interactions(), catalogue())
+    params = {"parts": ["ease", "item_knn"]} if family == "blend" else {}
+    model = make(family, params).fit(interactions(), catalogue())
     mask = np.arange(N_ITEMS) % 3 != 0
     asked = query([[1, 5, 99], [0], [], []], [mask], [-1, 0, 0, -1])
     found = source_of(model).search(HISTORIES, 10, Allowed.of(asked))

@@ -106,6 +106,7 @@ def _into_the_lake(
     from app.erasure.erased import ErasedWatch
     from app.events.topics import ensure_topics
     from app.lake.bulk import import_into_lake
+    from app.lake.identities import IDENTITIES
     from app.lake.tables import open_lake
     from app.state.rebuild import rebuild
     from deployments.cluster import attach
@@ -116,7 +117,15 @@ def _into_the_lake(
         with show.progress("import") as bar:
             erased = ErasedWatch(attached.settings, session.home)
             result = import_into_lake(
-                source, kind, columns, attached.settings, lake, refused_file=refused, progress=bar, erased=erased
+                source,
+                kind,
+                columns,
+                attached.settings,
+                lake,
+                refused_file=refused,
+                progress=bar,
+                erased=erased,
+                identities=session.home / IDENTITIES,
             )
         try:
             with show.progress("rebuild") as bar:

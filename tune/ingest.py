@@ -1,4 +1,4 @@
-"""Kafka to lake as a Ray Data job, once or for as long as it is asked to follow."""
+"""Kafka to lake by Ray tasks, once or for as long as it is asked to follow."""
 
 import time
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from app.erasure.erased import load_erased
 from app.events.topics import ensure_topics
 from app.lake.follow import Wait
 from app.lake.follow import follow as follow_log
+from app.lake.identities import IDENTITIES
 from app.lake.ingest import IngestJob, IngestReport, ReadProgress
 from app.lake.tables import open_lake
 from app.settings import Settings
@@ -45,13 +46,30 @@ def run_ingest(
     stop: Callable[[], bool] = (lambda: follow(0.0)) if follow is not None else (lambda: False)
     erased = partial(load_erased, settings, home)
     job = IngestJob(
-        settings, lake, stream, accept_gap=accept_gap, progress=progress, stop=stop, report=report, erased=erased
+        settings,
+        lake,
+        stream,
+        accept_gap=accept_gap,
+        progress=progress,
+        stop=stop,
+        report=report,
+        erased=erased,
+        identities=home / IDENTITIES,
     )
     try:
         job.take_all()
     finally:
         job.close()
     if follow is not None:
-        follow_log(settings, lake, report, follow, accept_gap=accept_gap, progress=progress, erased=erased)
+        follow_log(
+            settings,
+            lake,
+            report,
+            follow,
+            accept_gap=accept_gap,
+            progress=progress,
+            erased=erased,
+            identities=home / IDENTITIES,
+        )
     report.seconds = time.monotonic() - started
     return report

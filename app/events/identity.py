@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 from app.events.schema import EVENTS
 
 Hashes = NDArray[np.uint64]
-_Run = tuple[Hashes, NDArray[np.int64]]
 
 _PRIME_A, _PRIME_B = np.uint64(0x9E3779B185EBCA87), np.uint64(0xC2B2AE3D27D4EB4F)
 _SEED_A, _SEED_B = np.uint64(0x27D4EB2F165667C5), np.uint64(0x165667B19E3779F9)
@@ -65,7 +65,12 @@ def _text_hashes(column: pa.ChunkedArray) -> Hashes:
         # Mixed before any byte is: else a NUL at the end could stand for another length
         one = _mix(lengths.astype(np.uint64) ^ _SEED_A, _PRIME_A, _SHIFT_A)
         two = _mix(lengths.astype(np.uint64) ^ _SEED_B, _PRIME_B, _SHIFT_B)
-        for step in range(0, int(lengths.max(initial=0)), 8):
+        least, most = int(lengths.min()), int(lengths.max())
+        for step in range(0, most, 8):
+            if least >= step + 8:  # every text has the whole word; of texts of one length they lie evenly
+                word = words[step::most][:count] if least == most else words[starts + step]
+                one, two = _mix(one ^ word, _PRIME_A, _SHIFT_A), _mix(two ^ word, _PRIME_B, _SHIFT_B)
+                continue
             rows = np.flatnonzero(lengths > step)
             word = words[starts[rows] + step] & _tail_mask(lengths[rows] - step)
             one[rows] = _mix(one[rows] ^ word, _PRIME_A, _SHIFT_A)
@@ -81,22 +86,67 @@ def _tail_mask(left: NDArray[np.int64]) -> Hashes:
 
 
 def _mix(value: Hashes, prime: np.uint64, shift: np.uint64) -> Hashes:
-    value = value * prime
-    value = (value ^ (value >> shift)) * _PRIME_B
-    mixed: Hashes = value ^ (value >> np.uint64(31))
+    mixed: Hashes = value * prime
+    mixed ^= mixed >> shift
+    mixed *= _PRIME_B
+    mixed ^= mixed >> np.uint64(31)
     return mixed
 
 
-def _merged(one: _Run, other: _Run) -> _Run:
-    hashes, times = np.concatenate([one[0], other[0]]), np.concatenate([one[1], other[1]])
-    order = np.argsort(hashes[:, 0], kind="stable")
-    return hashes[order], times[order]
+class Run(NamedTuple):
+    """Identities in the order of their first half: uint64 (n,), uint64 (n,), arrival in milliseconds int64 (n,)."""
+
+    first: NDArray[np.uint64]
+    second: NDArray[np.uint64]
+    times: NDArray[np.int64]
+
+    def part(self, start: int, end: int) -> "Run":
+        """Some of them; nothing is copied."""
+        return Run(self.first[start:end], self.second[start:end], self.times[start:end])
+
+    def copied(self) -> "Run":
+        """The same, of which nothing else holds more."""
+        return Run(self.first.copy(), self.second.copy(), self.times.copy())
+
+    def since(self, least_ms: int) -> "Run":
+        """Those that arrived then or later."""
+        late = self.times >= least_ms
+        return Run(self.first[late], self.second[late], self.times[late])
 
 
-def _shares(ordered: Hashes) -> Iterator[tuple[int, int, int]]:
+def sorted_run(first: NDArray[np.uint64], second: NDArray[np.uint64], times: NDArray[np.int64]) -> Run:
+    """A run of identities that come in any order."""
+    order = np.argsort(first)
+    return Run(first[order], second[order], times[order])
+
+
+def merged(one: Run, other: Run) -> Run:
+    """One run of two."""
+    first = np.concatenate([one.first, other.first])
+    return sorted_run(first, np.concatenate([one.second, other.second]), np.concatenate([one.times, other.times]))
+
+
+def matches(asked: Run, run: Run, horizon_ms: int) -> NDArray[np.bool_]:
+    """bool (n,): which of the asked ones stand in a run, arrived less than the horizon before or after."""
+    found = np.zeros(len(asked.first), bool)
+    place = np.searchsorted(run.first, asked.first, side="left")
+    rows = np.flatnonzero(place < len(run.first))
+    rows = rows[run.first[place[rows]] == asked.first[rows]]
+    for row in rows.tolist():  # few: only those whose first 64 bits stand in the run
+        at = int(place[row])
+        while at < len(run.first) and run.first[at] == asked.first[row]:
+            near = abs(int(run.times[at]) - int(asked.times[row])) < horizon_ms
+            if near and run.second[at] == asked.second[row]:
+                found[row] = True
+                break
+            at += 1
+    return found
+
+
+def _shares(ordered: NDArray[np.uint64]) -> Iterator[tuple[int, int, int]]:
     """(share, start, end) of sorted hashes, by the first bits; shares without a row are left out."""
     edges = np.arange(1, _SHARES, dtype=np.uint64) << _SHARE_BITS
-    ends = [*np.searchsorted(ordered[:, 0], edges).tolist(), len(ordered)]
+    ends = [*np.searchsorted(ordered, edges).tolist(), len(ordered)]
     for share, (start, end) in enumerate(pairwise([0, *ends])):
         if end > start:
             yield share, start, end
@@ -113,22 +163,21 @@ class SeenEvents:
 
     def __init__(self, horizon_ms: int) -> None:
         self.horizon_ms = horizon_ms
-        self._runs: list[list[_Run]] = [[] for _ in range(_SHARES)]
+        self._runs: list[list[Run]] = [[] for _ in range(_SHARES)]
 
     def __len__(self) -> int:
-        return sum(len(times) for runs in self._runs for _, times in runs)
+        return sum(len(run.times) for runs in self._runs for run in runs)
 
     def add(self, hashes: Hashes, times: NDArray[np.int64]) -> None:
         """Remembers accepted events: uint64 (n, 2) and arrival in milliseconds (n,)."""
         if not len(times):
             return
-        order = np.argsort(hashes[:, 0], kind="stable")
-        hashes, times = hashes[order], times[order]
-        for share, start, end in _shares(hashes):
-            runs, run = self._runs[share], (hashes[start:end].copy(), times[start:end].copy())
+        whole = sorted_run(hashes[:, 0], hashes[:, 1], times)
+        for share, start, end in _shares(whole.first):
+            runs, run = self._runs[share], whole.part(start, end).copied()
             # Each run is at least twice the next: few runs, and a small addition never sorts everything again
-            while runs and len(runs[-1][1]) < 2 * len(run[1]):
-                run = _merged(runs.pop(), run)
+            while runs and len(runs[-1].times) < 2 * len(run.times):
+                run = merged(runs.pop(), run)
             runs.append(run)
 
     def forget_before(self, time_ms: int) -> None:
@@ -136,13 +185,12 @@ class SeenEvents:
         least = time_ms - self.horizon_ms
         for share, runs in enumerate(self._runs):
             kept = []
-            for hashes, times in runs:
-                fresh = times >= least
-                some = np.count_nonzero(fresh)
-                if some > 0.9 * len(times):
-                    kept.append((hashes, times))
+            for run in runs:
+                some = np.count_nonzero(run.times >= least)
+                if some > 0.9 * len(run.times):
+                    kept.append(run)
                 elif some:
-                    kept.append((hashes[fresh], times[fresh]))
+                    kept.append(run.since(least))
             self._runs[share] = kept
 
     def duplicates(
@@ -155,40 +203,23 @@ class SeenEvents:
             times: int64 (n,), arrival in milliseconds.
             never: bool (n,), those that count whatever was before (`named_by_place`).
         """
-        order = np.argsort(hashes[:, 0], kind="stable")
-        ordered = hashes[order]
-        known, arrivals = np.zeros(len(order), bool), times[order]
-        for share, start, end in _shares(ordered):
-            for run, run_times in self._runs[share]:
-                known[start:end] |= self._in_run(ordered[start:end], arrivals[start:end], run, run_times)
+        order = np.argsort(hashes[:, 0])
+        asked = Run(hashes[order, 0], hashes[order, 1], times[order])
+        known = np.zeros(len(order), bool)
+        for share, start, end in _shares(asked.first):
+            for run in self._runs[share]:
+                known[start:end] |= matches(asked.part(start, end), run, self.horizon_ms)
         doubled = np.zeros(len(order), bool)
         doubled[order] = known
         if never is not None:
             doubled &= ~never
         twins = np.zeros(len(order), bool)
-        same = np.all(ordered[1:] == ordered[:-1], axis=1)
+        same = (asked.first[1:] == asked.first[:-1]) & (asked.second[1:] == asked.second[:-1])
         twins[1:] |= same
         twins[:-1] |= same
         if twins.any():
             self._strike_twins(order[twins], hashes, times, doubled, never)
         return doubled
-
-    def _in_run(
-        self, hashes: Hashes, times: NDArray[np.int64], run: Hashes, run_times: NDArray[np.int64]
-    ) -> NDArray[np.bool_]:
-        first = np.searchsorted(run[:, 0], hashes[:, 0], side="left")
-        found = np.zeros(len(hashes), bool)
-        rows = np.flatnonzero(first < len(run))
-        rows = rows[run[first[rows], 0] == hashes[rows, 0]]
-        for row in rows.tolist():  # few: only those whose first 64 bits stand in the run
-            place = int(first[row])
-            while place < len(run) and run[place, 0] == hashes[row, 0]:
-                near = abs(int(run_times[place]) - int(times[row])) < self.horizon_ms
-                if near and run[place, 1] == hashes[row, 1]:
-                    found[row] = True
-                    break
-                place += 1
-        return found
 
     def _strike_twins(
         self,

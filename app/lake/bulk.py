@@ -44,6 +44,7 @@ def import_into_lake(
     refused_file: Path | None = None,
     progress: Callable[[int], None] | None = None,
     erased: ErasedNow = nobody,
+    identities: Path | None = None,
 ) -> dict[str, Any]:
     """Writes every row of a source into its table of the lake, by the rules of `import_rows`.
 
@@ -55,6 +56,7 @@ def import_into_lake(
         source, kind, column_map, refused_file, progress, erased: as `import_rows`.
         settings: with the broker's address, which items and users need.
         lake: where to; a commit takes at most `ingest.chunk_rows` rows.
+        identities: as `IngestJob`.
 
     Returns:
         As `RowReader.report`, `sent` being what passed the checks, and `written` (rows that are in the lake now),
@@ -68,19 +70,22 @@ def import_into_lake(
         source, kind, column_map, settings.events, refused_file=refused_file, progress=progress, erased=erased
     ) as rows:
         if kind == EVENTS:
-            target: _Target = _Events(settings, lake, erased)
+            target: _Target = _Events(settings, lake, erased, identities)
             pieces: Iterator[pa.Table] = (piece.events for piece in rows.events())
         else:
             _take_what_came(settings, lake, kind, erased)
             target, pieces = _Entities(kind, lake, erased), _versions(rows, kind)
-        waiting: list[pa.Table] = []
-        for piece in pieces:
-            waiting.append(piece)
-            if sum(map(len, waiting)) + len(piece) > settings.ingest.chunk_rows:
+        try:
+            waiting: list[pa.Table] = []
+            for piece in pieces:
+                waiting.append(piece)
+                if sum(map(len, waiting)) + len(piece) > settings.ingest.chunk_rows:
+                    target.write(pa.concat_tables(waiting))
+                    waiting = []
+            if waiting:
                 target.write(pa.concat_tables(waiting))
-                waiting = []
-        if waiting:
-            target.write(pa.concat_tables(waiting))
+        finally:
+            target.close()
         report = rows.report()
     counted = {"written": target.written, "commits": target.commits, "lost_commits": target.lost}
     return report | counted | {"duplicates": report["sent"] - target.written if kind == EVENTS else 0}
@@ -121,7 +126,8 @@ class _Target:
                 self.commits += 1
                 self.written += written
                 # Not the table as it stands by now: another's commit must make the next one fail
-                self._now = snapshot_of(self._table, self._now.source)
+                before, self._now = self._now, snapshot_of(self._table, self._now.source)
+                self._committed(before, self._now)
             return
         raise MantaError(f"import: found another commit first {LOST_COMMITS} times, wanted to be first once")
 
@@ -136,11 +142,17 @@ class _Target:
     def _another_was_first(self) -> None:
         """What was remembered may not hold."""
 
+    def _committed(self, before: Snapshot, after: Snapshot) -> None:
+        """What was to be committed is."""
+
+    def close(self) -> None:
+        """Nothing more comes."""
+
 
 class _Events(_Target):
-    def __init__(self, settings: Settings, lake: Lake, erased: ErasedNow) -> None:
+    def __init__(self, settings: Settings, lake: Lake, erased: ErasedNow, identities: Path | None) -> None:
         super().__init__(EVENTS, lake, erased)
-        self._known = KnownEvents(int(settings.events.dedup_days * 86_400_000))
+        self._known = KnownEvents(int(settings.events.dedup_days * 86_400_000), identities)
 
     def _commit(self, rows: pa.Table, now: Snapshot) -> int:
         hashes = block_hashes(EVENTS, rows)
@@ -157,6 +169,12 @@ class _Events(_Target):
 
     def _another_was_first(self) -> None:
         self._known.forget()
+
+    def _committed(self, before: Snapshot, after: Snapshot) -> None:
+        self._known.committed(before, after)
+
+    def close(self) -> None:
+        self._known.close()
 
 
 class _Entities(_Target):

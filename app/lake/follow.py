@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 from app.erasure.erased import NOBODY, Erased
 from app.errors import BrokerUnavailable
@@ -29,6 +30,7 @@ def follow(
     accept_gap: bool = False,
     progress: ReadProgress | None = None,
     erased: Callable[[], Erased] = lambda: NOBODY,
+    identities: Path | None = None,
 ) -> None:
     """Commits what has come every `ingest.follow_s` seconds, at most `ingest.follow_rows` messages at a time.
 
@@ -41,7 +43,7 @@ def follow(
         lake: where to; it has been brought up to the log's end.
         report: what is counted goes into it.
         wait: how it is told to stop; a commit under way is finished first.
-        accept_gap, progress, erased: as `IngestJob`.
+        accept_gap, progress, erased, identities: as `IngestJob`.
 
     Raises:
         GapError, MantaError: as `IngestJob.take_all`.
@@ -58,6 +60,7 @@ def follow(
         stop=lambda: wait(0.0),
         report=report,
         erased=erased,
+        identities=identities,
     )
     seen: dict[str, TopicBounds] = {}
     upkeep, rounds = Upkeep(lake), 0

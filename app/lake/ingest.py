@@ -1,12 +1,13 @@
 """Exactly once from Kafka into the lake: ranges planned from its own offsets, their ends committed with the rows.
 
-How the ranges are read is the caller's: as a Ray Data job (`tune/ingest.py`) or in this process (`blocks.read_here`).
+How the ranges are read is the caller's: by Ray tasks (`tune/ingest.py`) or in this process (`blocks.read_here`).
 """
 
 import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -79,6 +80,7 @@ class IngestJob:
         report: one to go on with.
         erased: who is erased by now; asked behind each look at the table: an erasure that comes later makes the commit
             fail.
+        identities: folder of the events' identities, which spares the next job to read them from the lake.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class IngestJob:
         stop: Callable[[], bool] = lambda: False,
         report: IngestReport | None = None,
         erased: Callable[[], Erased] = lambda: NOBODY,
+        identities: Path | None = None,
     ) -> None:
         self.report = report or IngestReport()
         self._letters = DeadLetterBox(settings.kafka)
@@ -103,12 +106,12 @@ class IngestJob:
         self._stop = stop
         self._load_erased = erased
         self._erased = NOBODY.on("", "")
-        self._known = KnownEvents(int(settings.events.dedup_days * 86_400_000))
-        self._left: dict[str, TopicOffsets] | None = None  # where `events` stood after our last commit
+        self._known = KnownEvents(int(settings.events.dedup_days * 86_400_000), identities)
 
     def close(self) -> None:
-        """Ends the producer of dead letters."""
+        """Ends the producer of dead letters; another may have the identities."""
         self._letters.close()
+        self._known.close()
 
     def take_all(self) -> None:
         """Brings every table up to its log's end as it is now.
@@ -146,8 +149,6 @@ class IngestJob:
             return  # the offsets stay: a topic that is made anew under them is named
         self._erased = self._load_erased().on(topic, held.topic_id)
         stood = now.progress.topics.get(topic, TopicOffsets("", {}))
-        if topic == EVENTS and now.progress.topics != self._left:
-            self._known.forget()  # another has committed events that are not remembered
         ranges, gaps = plan_from(now, held, self._settings.kafka, accept_gap=self._accept_gap)
         kept = stood.next if held.topic_id == stood.topic_id else {}  # also of a partition that is not named just now
         target = TopicOffsets(held.topic_id, kept | {cut.partition: cut.start for cut in ranges})
@@ -162,19 +163,17 @@ class IngestJob:
             target = TopicOffsets(held.topic_id, target.next | {cut.partition: cut.end for cut in chunk})
             try:
                 self._begin_letters(now, held.topic_id)
-                accepted, doubled = self._read(topic, chunk, now, (done, todo))
-                now = self._commit(topic, now, target, accepted, gaps, doubled)
+                now = self._commit(topic, now, target, *self._read(topic, chunk, now, (done, todo)), gaps)
             except BaseException:
                 self._known.forget()  # what was taken and not committed comes again, and counts
                 raise
-            self._known.tidy()
             gaps = []
             done += sum(len(cut) for cut in chunk)
             if self._stop():
                 return
         if gaps or not todo:
             self._begin_letters(now, held.topic_id)
-            self._commit(topic, now, target, TABLES[topic].empty_table(), gaps, 0)
+            self._commit(topic, now, target, TABLES[topic].empty_table(), 0, gaps)
 
     def _begin_letters(self, now: Snapshot, source_id: str) -> None:
         before = now.progress.topics.get(DLQ, TopicOffsets("", {}))
@@ -217,8 +216,8 @@ class IngestJob:
         now: Snapshot,
         target: TopicOffsets,
         accepted: pa.Table,
-        gaps: list[dict[str, Any]],
         doubled: int,
+        gaps: list[dict[str, Any]],
     ) -> Snapshot:
         progress = now.progress.moved(topic, target, gaps)
         if (began := self._letters.finish()) is not None:
@@ -231,11 +230,12 @@ class IngestJob:
         else:
             append(now.source, accepted, progress, max_open_partitions=self._settings.lake.max_open_partitions)
         reach("ingest:committed")
-        if topic == EVENTS:
-            self._left = progress.topics
         self._count(topic, target, accepted, gaps, doubled)
         # Not the table as it stands by now: only what this very commit left behind is read on from
-        return snapshot_of(topic, now.source)
+        after = snapshot_of(topic, now.source)
+        if topic == EVENTS:
+            self._known.committed(now, after)
+        return after
 
     def _count(
         self,

@@ -6,6 +6,7 @@ A process of its own, so that all that it has started, and nothing else, is what
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,9 @@ import psutil
 import ray
 
 from app.events.schema import EVENTS
+from app.heap import leave_pandas_out
 from app.settings import KafkaSettings, LakeSettings, Settings
-from tests.bench import ray_ingest
 from tests.bench.peak import StartedPeak, held_bytes, started
-from tune.ingest import run_ingest
 
 _STORE_BYTES = 400_000_000  # Ray's object store
 
@@ -29,22 +29,33 @@ def main(way: str, address: str, events: int, home: Path, *, once: bool) -> dict
         (its workers and Ray Data's actors import for seconds) and of the second, as `--follow` goes on; `…_wall`:
         events per second; `idle_bytes` and `peak_bytes`: memory of all processes before, and the most there was.
     """
+    ingest = _manta() if way == "manta" else _rays()
     settings = Settings(kafka=KafkaSettings(bootstrap_servers=address), lake=LakeSettings(partition="month"))
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=_STORE_BYTES, logging_level="ERROR")
     figures: dict[str, Any] = {"idle_bytes": held_bytes()}
     with StartedPeak() as memory:
         for name in ("cold",) if once else ("cold", "total"):
             spent, clock = _cpu_seconds() - memory.spent_s, time.perf_counter()
-            if way == "manta":
-                rows = run_ingest(settings, home / name).rows[EVENTS]
-            else:
-                rows = ray_ingest.ingest(settings, home / name)
+            rows = ingest(settings, home / name)
             if rows != events:
                 raise AssertionError(f"{way}, {name}: found {rows} rows, wanted {events}")
             figures[name] = events / (_cpu_seconds() - memory.spent_s - spent)
             figures[f"{name}_wall"] = events / (time.perf_counter() - clock)
     ray.shutdown()
     return figures | {"peak_bytes": memory.peak}
+
+
+def _manta() -> Callable[[Settings, Path], int]:
+    leave_pandas_out()  # as the command does
+    from tune.ingest import run_ingest
+
+    return lambda settings, home: run_ingest(settings, home).rows[EVENTS]
+
+
+def _rays() -> Callable[[Settings, Path], int]:
+    from tests.bench import ray_ingest
+
+    return ray_ingest.ingest
 
 
 def _cpu_seconds() -> float:

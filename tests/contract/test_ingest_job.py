@@ -112,9 +112,10 @@ def test_what_is_remembered_is_bounded_and_forgets_nothing_that_can_repeat(log: 
         found = pa.Table.from_pylist([row | more for row in rows], EVENT_COLUMNS)
         hashes = block_hashes(EVENTS, found)
         assert hashes is not None
-        kept = known.fresh(found, hashes, snapshot_of(EVENTS, table))
+        before = snapshot_of(EVENTS, table)
+        kept = known.fresh(found, hashes, before)
         append(table, kept, Progress({EVENTS: TopicOffsets("id", {0: 1})}), max_open_partitions=9)
-        known.tidy()
+        known.committed(before, snapshot_of(EVENTS, table))
         return "".join(kept["event_id"].to_pylist())
 
     with patch.object(identities, "_REMEMBERED", 3):
@@ -123,10 +124,10 @@ def test_what_is_remembered_is_bounded_and_forgets_nothing_that_can_repeat(log: 
         assert fresh("ah", 5999) == "h"
         assert fresh("bi", 6000) == "bi"  # the horizon has passed
         assert fresh("j", 7500) == "j"
-        assert known._seen is not None
-        assert len(known._seen) == 1  # all else is too old for what comes at that time
+        assert len(known) == 1  # all else is too old for what comes at that time
         assert fresh("bck", 6990) == "ck"  # an arrival that is late: read again from the lake
         assert fresh("bck", 6995) == ""
+    known.close()
 
 
 def test_offsets_outlive_a_topic_or_partition_that_the_broker_does_not_name(log: Log) -> None:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from app.events.blocks import read_here
+from app.lake.identities import IDENTITIES
 from app.lake.ingest import IngestJob
 from app.lake.tables import open_lake
 from app.settings import load_settings
@@ -12,7 +13,7 @@ from app.settings import load_settings
 
 def main(home: Path) -> None:
     settings = load_settings(home / "manta.yaml")
-    job = IngestJob(settings, open_lake(settings, home), read_here)
+    job = IngestJob(settings, open_lake(settings, home), read_here, identities=home / IDENTITIES)
     before = memory("VmRSS")
     try:
         job.take_all()

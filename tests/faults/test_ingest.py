@@ -1,7 +1,8 @@
-"""Ingest killed at five points, two at once, holes in the log: the lake has every event exactly once."""
+"""Ingest killed at six points, two at once, holes in the log: the lake has every event exactly once."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from app.events.dead_letters import dlq_messages, list_dead_letters
 from app.events.producer import EventProducer
 from app.events.schema import DLQ, EVENTS, ITEMS
 from app.events.topics import administration, bounds, ensure_topics
+from app.lake.identities import IDENTITIES
 from app.lake.ingest import IngestReport
 from app.lake.snapshot import snapshot
 from deployments.cluster import attach
@@ -28,7 +30,7 @@ from tune.ingest import run_ingest
 
 pytestmark = [pytest.mark.kafka, pytest.mark.faults]
 
-POINTS = ("planned", "read", "dead_letters", "written", "committed")
+POINTS = ("planned", "read", "dead_letters", "written", "committed", "remembering")
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +42,16 @@ def world(kafka_jars: None, tmp_path_factory: pytest.TempPathFactory, short_home
     apache_kafka.end(folder, signal.SIGKILL)
 
 
-def test_killed_at_five_points_and_run_again_every_event_is_there_once(world: World) -> None:
+def test_killed_anywhere_and_run_again_every_event_is_there_once(world: World) -> None:
     world.produce(1000, seed=0)
     for place, point in enumerate(POINTS):
         process = world.ingest(f"ingest:{point}")
         process.communicate(timeout=180)
         assert process.returncode == -signal.SIGKILL, f"{point} was not reached"
         world.produce(100, seed=place + 1)
+        world.repeat(50, seed=place)
+    shutil.rmtree(world.home / IDENTITIES)
+    world.repeat(50, seed=9)
     world.ingest_here()
     world.check()
     kafka = world.settings.kafka
@@ -62,7 +67,7 @@ def test_of_two_ingests_at_once_one_wins_each_commit_and_nothing_doubles(world: 
 
 
 @pytest.mark.cluster
-def test_as_a_ray_data_job_killed_and_run_again_and_followed(world: World) -> None:
+def test_by_ray_tasks_killed_and_run_again_and_followed(world: World) -> None:
     world.produce(1000, seed=11)
     with attach(world.settings, world.home, ends=True, say=print) as attached:
         command = [sys.executable, "-m", "scripts.cli", "ingest", "--json"]

@@ -17,6 +17,7 @@ from app.events.dead_letters import read_dead_letters
 from app.events.producer import EventProducer
 from app.events.schema import EVENTS
 from app.events.topics import bounds
+from app.lake.identities import IDENTITIES
 from app.lake.ingest import IngestJob, IngestReport
 from app.lake.snapshot import snapshot
 from app.lake.tables import Lake, open_lake
@@ -31,6 +32,7 @@ class World:
     home: Path
     ledger: Counter[str] = field(default_factory=Counter)
     bad: int = 0
+    sent: list[tuple[bytes, bytes]] = field(default_factory=list)
     _made: int = 0
 
     @classmethod
@@ -63,9 +65,17 @@ class World:
             copies = 2 if rnd.random() < 0.1 else 1
             messages += [(user.encode(), orjson.dumps(event))] * copies
             self.ledger[name] += 1
+            self.sent.append(messages[-1])
             if rnd.random() < 0.05:
                 messages.append((user.encode(), b"rubbish"))
                 self.bad += 1
+        self._send(messages)
+
+    def repeat(self, count: int, seed: int) -> None:
+        """`count` of the events that were produced, once more."""
+        self._send(random.Random(seed).choices(self.sent, k=count))
+
+    def _send(self, messages: list[tuple[bytes, bytes]]) -> None:
         producer = EventProducer(self.settings.kafka, delivery_timeout_s=30)
         producer.send_blocking(EVENTS, messages)
         producer.close()
@@ -82,7 +92,8 @@ class World:
 
     def ingest_here(self, *, accept_gap: bool = False) -> IngestReport:
         """An ingest in this process."""
-        job = IngestJob(self.settings, self.lake, read_here, accept_gap=accept_gap)
+        kept = self.home / IDENTITIES
+        job = IngestJob(self.settings, self.lake, read_here, accept_gap=accept_gap, identities=kept)
         try:
             job.take_all()
         finally:

@@ -112,17 +112,28 @@ def lake_of(log: list[Fake], cuts: Sequence[int], remembered: int, folder: Path)
             yield ReadBlock(decoded, block_hashes(EVENTS, decoded.events))
 
     done = 0
-    for size in [*cuts, len(log)]:
+    before: Path | None = None
+    for step, size in enumerate([*cuts, len(log)]):
         done = min(len(log), done + size)
         ends = {part: sum(m.partition() == part for m in log[:done]) for part in (0, 1)}
         held = {EVENTS: TopicBounds(EVENTS, "id", {0: 0, 1: 0}, ends)}
         small = SETTINGS.model_copy(update={"ingest": SETTINGS.ingest.model_copy(update={"chunk_rows": max(2, size)})})
-        job = IngestJob(small, lake, read)
+        kept = folder / "identities"
+        job = IngestJob(small, lake, read, identities=kept)
         with (
             patch.object(ingest, "bounds", lambda *_, held=held: held),
             patch.object(identities, "_REMEMBERED", remembered),
         ):
             job.take(EVENTS)
+        job.close()
+        if size % 4 == 1:  # lost
+            shutil.rmtree(kept, ignore_errors=True)
+        elif size % 4 == 2 and before is not None:  # behind, as where it is killed between its commit and its note
+            shutil.rmtree(kept, ignore_errors=True)
+            shutil.copytree(before, kept)
+        if kept.exists():
+            before = folder / f"identities-{step}"
+            shutil.copytree(kept, before)
         if size % 3 == 0:
             compact(lake, EVENTS, target_bytes=1_000_000)
     return set(snapshot(lake, EVENTS).read(["item_id"])["item_id"].to_pylist())

@@ -32,7 +32,7 @@ _LOOK_S = 0.5  # lag, and whether another database was chosen
 _LOCK_S = 0.05
 _ROOM_S = 0.25
 _TIDY_S = 10.0
-_REFUSED_S = 2.0  # before a database that is not to be written is looked at again
+_REFUSED_S = 10.0  # before a database that is not to be written is opened again; another one is taken at once
 _AWAY_MS = 10_000  # a shard that nobody here wrote for this long may have been written elsewhere
 _OLD_S = 60.0  # by then every replica that answers has followed to the database in use
 
@@ -87,10 +87,11 @@ class StateWriterLoop:
         try:
             while not self._stop.is_set():
                 self._wait_for_room(position)
+                generation = current_generation(self._paths.databases)
                 try:
-                    self._serve(position, current_generation(self._paths.databases))
+                    self._serve(position, generation)
                 except ShareDiffers as error:
-                    self._refuse(position, str(error))
+                    self._refuse(position, str(error), generation)
                 except Exception as error:  # rocksdict raises bare exceptions
                     if not is_out_of_space(error):
                         raise
@@ -145,13 +146,17 @@ class StateWriterLoop:
 
     # --- one database
 
-    def _refuse(self, position: Position, line: str) -> None:
+    def _refuse(self, position: Position, line: str, generation: int) -> None:
+        """Says why nothing is applied, and leaves the database alone for a while: its readers go on with it."""
         if self._refused != line:
             log.error("nothing is applied: %s", line)
             self._refused = line
             self._paths.stopped.write_text(line)
-        position.beat(-1)
-        self._stop.wait(_REFUSED_S)
+        deadline = time.monotonic() + _REFUSED_S
+        while not self._stop.wait(_LOOK_S) and time.monotonic() < deadline:
+            position.beat(-1)
+            if current_generation(self._paths.databases) != generation:
+                return
 
     def _accept(self, store: StateStore, feed: StateFeed) -> None:
         """Checks that the database is still of what the topics are shared by."""
@@ -214,7 +219,7 @@ class StateWriterLoop:
         while not self._stop.is_set() and self._room.shortage() is None:
             done = store.offsets()
             late = (done.get(topic, {}).get(p, 0) < shown[topic][p] for topic in shown for p in shown[topic])
-            if not unseen and not any(late):
+            if not unseen and not any(late) and self._refused is None:
                 return
             if read := feed.poll(_POLL_S, self._settings.state.batch_events):
                 self._accept(store, feed)

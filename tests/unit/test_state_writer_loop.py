@@ -171,6 +171,48 @@ def test_a_shard_that_was_away_shows_nothing_before_it_has_seen_the_end_of_the_l
         position.close()
 
 
+def test_what_may_not_be_written_is_left_as_it_is_until_another_database_is_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each publication of a database that is closed at once would be one that readers look for in vain."""
+    share, paths, feed, opened = shard(0, 1), StatePaths.of(tmp_path).shard(0), Away(), []
+    choose_generation(paths.databases, 0)
+    store = StateStore(database(paths.databases, 0), Settings(), share=share)
+    store.require_partitions(1)
+    published, position = store.apply(events(event(0, "i"))), Position.create(paths.position)
+    position.publish(published)
+    store.close()
+    feed.connected, feed.error, feed.partitions = True, "", {EVENTS: 2}
+
+    def feed_of(*_: object) -> Away:
+        opened.append(position.moves)
+        return feed
+
+    monkeypatch.setattr("app.state.writer.feed_of", feed_of)
+    monkeypatch.setattr("app.state.writer._LOOK_S", 0.01)
+    monkeypatch.setattr("app.state.writer._REFUSED_S", 0.05)
+    loop = StateWriterLoop(Settings.model_validate({"state": {"min_free_bytes": 0}}), tmp_path, share)
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    try:
+        until(lambda: len(opened) > 3)
+        assert "found 2 partitions of events, wanted 1 " in paths.stopped.read_text()
+        assert set(opened[1:]) == {opened[1]}
+        assert loop.look([user_key("u")]).found[0].record is not None
+        store = StateStore(database(paths.databases, 1), Settings(), generation=1, share=share)
+        store.require_partitions(2)
+        store.apply(events(event(0, "i"), event(1, "j")))
+        store.close()
+        choose_generation(paths.databases, 1)
+        until(loop.caught_up)
+        assert loop.look([user_key("u")]).applied == {0: 2}
+        assert not paths.stopped.exists()
+    finally:
+        loop.stop()
+        thread.join()
+        position.close()
+
+
 def until(ask: Callable[[], object], seconds: float = 60.0) -> None:
     """Returns once it is true."""
     deadline = time.monotonic() + seconds

@@ -43,7 +43,7 @@ class ShardOwners:
             raise StateUnavailable(f"shard {shard}: found no owner, wanted a node that has it")
         try:
             said: Looked | str = await (await self._writer(node)).look.remote(shard, list(keys))
-        except (RayError, ValueError) as error:
+        except Exception as error:  # whatever Ray says of an actor that died or moves
             self._writers.pop(node, None)
             why = f"shard {shard}: its owner, node {node[:8]}, does not answer ({type(error).__name__})"
             raise StateUnavailable(why) from None

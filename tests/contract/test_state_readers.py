@@ -17,7 +17,7 @@ from app.state.position import Position
 from app.state.reader import EMPTY_HISTORY, Kind, StateReader, UserHistory
 from app.state.replica import StateReplica
 from app.state.sharded import ShardedState
-from app.state.shares import shard_of, shares
+from app.state.shares import beside, shard_of, shares
 from app.state.store import StateStore
 
 NAN = float("nan")
@@ -320,3 +320,18 @@ def test_an_entry_expires_when_the_watermark_leaves_it_behind(kind: str, tmp_pat
         apply(events(event(8, "other", user="v", time=9 * DAY)))
         assert reader.histories([("user", "u")])[0] is EMPTY_HISTORY
         assert items_of(reader, "session", "s") == ()
+
+
+def test_a_reader_takes_no_database_of_another_share(tmp_path: Path) -> None:
+    paths = StatePaths.of(tmp_path)
+    store, position = StateStore(database(paths.databases, 0), Settings()), Position.create(paths.position)
+    position.publish(store.apply(events(event(0, "i"))))
+    replica = StateReplica.of_home(tmp_path, "reader", beside(2))
+    line = r"found the whole state \(placement node\), wanted the items and users beside 2 shards: run `manta state"
+    with pytest.raises(StateUnavailable, match=line):
+        replica.catch_up()
+    with pytest.raises(StateUnavailable, match="no catch-up has succeeded"):
+        replica.user_columns(["u"])
+    replica.close()
+    position.close()
+    store.close()

@@ -20,6 +20,7 @@ from app.state.sharded import ShardedState
 from app.state.shares import shard_of
 from deployments.answering import Answering
 from deployments.freshness import Follower
+from deployments.owners import ShardOwners
 from deployments.positions import ShardPositions
 from deployments.writes import Writes
 from tests.contract.test_state_readers import Stores, event, events, sharded
@@ -162,3 +163,17 @@ async def test_histories_and_merges_are_read_wherever_they_lie(tmp_path: Path) -
         assert (await writes.get_user("u3"))["user_id"] == "u3"
         assert await writes.merge("u3", "s1") == {"user_id": "u3", "session_id": "s1"}
         assert isinstance(state, ShardedState)
+
+
+async def test_whatever_ray_says_of_an_owner_is_that_it_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    owners = ShardOwners()
+    with pytest.raises(StateUnavailable, match="shard 0: found no owner"):
+        await owners.look(0, [])
+
+    async def broken(_: str) -> None:
+        raise RuntimeError("the connection is gone")
+
+    monkeypatch.setattr(owners, "_owners", {0: "0123456789"})
+    monkeypatch.setattr(owners, "_writer", broken)
+    with pytest.raises(StateUnavailable, match=r"shard 0: its owner, node 01234567, does not answer \(RuntimeError\)"):
+        await owners.look(0, [])

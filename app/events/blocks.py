@@ -46,6 +46,7 @@ def read_here(settings: Settings, chunk: Sequence[OffsetRange]) -> Iterator[Read
         for cut in chunk:
             for records in read_range(consumer, cut):
                 decoded = decode_topic(cut.topic, records, settings.events)
+                del records  # not held while others work on what became of them
                 yield ReadBlock(decoded, block_hashes(cut.topic, decoded.events))
     except MantaError as error:
         raise ReadFailed(error) from None

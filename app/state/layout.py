@@ -109,7 +109,11 @@ def remove_older(databases: Path) -> None:
 def open_primary(path: Path, families: Sequence[str] = FAMILIES) -> Rdict:
     """The one writer's view; fails while another process holds it."""
     path.mkdir(parents=True, exist_ok=True)
-    return Rdict(str(path), _options(), column_families={name: _options() for name in families})
+    options = {name: _options() for name in families}
+    if SEEN in options:  # most identities that are looked up are new: memory need not be searched for them either
+        options[SEEN].set_memtable_prefix_bloom_ratio(0.05)
+        options[SEEN].set_memtable_whole_key_filtering(True)
+    return Rdict(str(path), _options(), column_families=options)
 
 
 def close(db: Rdict, families: dict[str, Rdict], handles: dict[str, ColumnFamily]) -> None:

@@ -143,7 +143,8 @@ FAMILIES: dict[str, Family] = {
             GraphFilterParams,
             {
                 "smooth": FloatRange(0.05, 1.0, log=True),
-                "target_power": FloatRange(0.0, 0.5),
+                "sharpen": FloatRange(0.0, 1.0),
+                "target_power": FloatRange(0.0, 0.4),
                 "n_factors": Choice((64, 128, 256)),
                 "place_tau": Choice((0.0, 5.0, 20.0)),
             },

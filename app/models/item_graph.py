@@ -1,6 +1,7 @@
 """The item graph P = R'R of a user × item matrix, R normalised by both degrees: products with it, largest entries."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,21 @@ USERS_AT_ONCE = 100_000  # rows of R multiplied at once: bounds what lies betwee
 PAIRS = 10_000_000  # multiplications for the rows of P made at once: bounds a block to about 300 MB
 NOBODY = 1e-12  # stands for the degree of an item or user without events
 SAMPLED = 256  # rows from which the size of what is kept is estimated
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The largest entries of P, and sums over all of it.
+
+    Attributes:
+        entries: float32 (n_items, n_items), off the diagonal, columns times the factors asked with.
+        diagonal: float32 (n_items,), of P.
+        squares: the sum of P's squared entries.
+    """
+
+    entries: csr_matrix
+    diagonal: Dense
+    squares: float
 
 
 class ItemGraph:
@@ -45,34 +61,30 @@ class ItemGraph:
             total += some.T @ (some @ block)
         return total
 
-    def largest(self, per_row: int, factors: Dense, seed: int) -> csr_matrix:
-        """float32 (n_items, n_items): P with its columns times `factors`, off the diagonal, its largest entries alone.
-
-        About `per_row` × n_items of them: those above a size that so many of a sample of rows exceed.
-        """
+    def largest(self, per_row: int, factors: Dense, seed: int) -> Kept:
+        """About `per_row` × n_items entries: the largest times their column's factor, as a sample of rows has them."""
         least, counts, cols, values = self._least(per_row, factors, seed), [], [], []
+        diagonal, squares = np.zeros(self.n_items, np.float32), 0.0
         for start, end in self._cuts():
-            row, col, value = self._entries(np.arange(start, end), factors)
-            chosen = value > least
-            counts.append(np.bincount(row[chosen], minlength=end - start))
-            cols.append(col[chosen])
+            block = self._items[start:end] @ self._users
+            squares += float(np.square(block.data, dtype=np.float64).sum())
+            row = np.repeat(np.arange(start, end), np.diff(block.indptr))
+            own = block.indices == row
+            diagonal[row[own]] = block.data[own]
+            value = block.data * factors[block.indices]
+            chosen = (value > least) & ~own
+            counts.append(np.bincount(row[chosen] - start, minlength=end - start))
+            cols.append(block.indices[chosen])
             values.append(value[chosen])
         indptr = np.concatenate([[0], np.concatenate(counts).cumsum()])
         shape = (self.n_items, self.n_items)
-        return csr_matrix((np.concatenate(values), np.concatenate(cols), indptr), shape=shape, dtype=np.float32)
-
-    def _entries(self, rows: NDArray[np.int64], factors: Dense) -> tuple[NDArray[np.int64], NDArray[np.int32], Dense]:
-        """Row (counted in `rows`), column and value of the entries of some rows off the diagonal."""
-        block = self._items[rows] @ self._users
-        row = np.repeat(np.arange(len(rows)), np.diff(block.indptr))
-        apart = block.indices != rows[row]
-        cols = block.indices[apart]
-        return row[apart], cols, block.data[apart] * factors[cols]
+        entries = csr_matrix((np.concatenate(values), np.concatenate(cols), indptr), shape=shape, dtype=np.float32)
+        return Kept(entries, diagonal, squares)
 
     def _least(self, per_row: int, factors: Dense, seed: int) -> float:
-        some = np.sort(np.random.default_rng(seed).permutation(self.n_items)[:SAMPLED])
-        values = self._entries(some, factors)[2]
-        kept = per_row * len(some)
+        some = np.random.default_rng(seed).permutation(self.n_items)[:SAMPLED]
+        block = self._items[np.sort(some)] @ self._users
+        values, kept = block.data * factors[block.indices], (per_row + 1) * len(some)  # the diagonal is among them
         if kept >= len(values):
             return 0.0
         return float(np.partition(values, len(values) - kept - 1)[len(values) - kept - 1])

@@ -1,4 +1,4 @@
-"""The largest eigenvalues and eigenvectors of a symmetric matrix that is only given as a product."""
+"""The largest eigenpairs of a symmetric matrix that is only given as a product; the best product of lower rank."""
 
 from collections.abc import Callable
 
@@ -37,6 +37,23 @@ def leading_eigenpairs(
     first = np.argsort(-values, kind="stable")[:k]
     first = first[values[first] > _least(values)]
     return values[first].astype(np.float32), basis @ turn[:, first].astype(np.float32)
+
+
+def best_product(left: Dense, right: Dense, k: int) -> tuple[Dense, Dense]:
+    """float32 (n, j) and (m, j), j <= k: the nearest to left @ right.T (Frobenius) of rank k.
+
+    Args:
+        left, right: float32 (n, w) and (m, w).
+        k: the rank wanted.
+    """
+    lengths, turn = np.linalg.eigh((left.T @ left).astype(np.float64))
+    kept = lengths > _least(lengths)
+    root, turn = np.sqrt(lengths[kept]), turn[:, kept]  # left = Q (turn root)' with orthonormal Q
+    inner = root[:, None] * (turn.T @ (right.T @ right).astype(np.float64) @ turn) * root
+    energy, directions = np.linalg.eigh(inner)
+    first = np.argsort(-energy, kind="stable")[:k]
+    directions = directions[:, first]
+    return left @ (turn / root @ directions).astype(np.float32), right @ (turn * root @ directions).astype(np.float32)
 
 
 def orthonormal(block: Dense) -> Dense:

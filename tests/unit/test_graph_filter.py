@@ -40,15 +40,29 @@ def fitted(data: Interactions, **params: float) -> GraphFilter:
     return GraphFilter(GraphFilterParams.model_validate(params)).fit(data, catalogue)
 
 
-def test_it_is_its_formula() -> None:
+@pytest.mark.parametrize("n_neighbours", [1, 5, 100])
+def test_at_full_rank_it_is_its_formula_however_little_of_the_graph_is_kept(n_neighbours: int) -> None:
     data = events()
     graph, degrees = graph_of(data)
-    basis = np.linalg.eigh(graph)[1][:, -4:]
-    low = (degrees**-0.5)[:, None] * (basis @ basis.T) * degrees**0.5
-    np.fill_diagonal(graph, 0)
-    wanted = (graph + 0.3 * low) * degrees**0.4
-    model = fitted(data, n_factors=4, n_neighbours=100, passes=30, smooth=0.3, target_power=0.4)
-    np.testing.assert_allclose(model.score(one_item_histories(data.n_items)), wanted, atol=2e-4)
+    wanted = (graph + 0.3 * np.eye(30)) @ (np.eye(30) - 0.7 * graph) * degrees**0.4
+    model = fitted(data, n_factors=60, n_neighbours=n_neighbours, smooth=0.3, sharpen=0.7, target_power=0.4)
+    apart = ~np.eye(data.n_items, dtype=bool)
+    np.testing.assert_allclose(model.score(one_item_histories(data.n_items))[apart], wanted[apart], atol=2e-4)
+
+
+def test_below_its_rank_it_is_the_nearest_to_the_blurred_and_sharpened_graph() -> None:
+    data = events()
+    graph, degrees = graph_of(data)
+    values, vectors = np.linalg.eigh(graph)
+    tail, top, basis = values[:-4], values[-4:], vectors[:, -4:]
+    slope = 1 - 0.7 * (tail**2).sum() / tail.sum()
+    ideal = (degrees**-0.5)[:, None] * (basis @ basis.T) * degrees**0.5
+    low = (basis * (top - 0.7 * top**2 - slope * top)) @ basis.T + 0.3 * ideal @ (np.eye(30) - 0.7 * graph)
+    left, sizes, right = np.linalg.svd(low)
+    low = (left[:, :4] * sizes[:4]) @ right[:4]
+    wanted = slope * (graph - np.diag(np.diag(graph))) + low
+    model = fitted(data, n_factors=4, n_neighbours=100, passes=40, smooth=0.3, sharpen=0.7, target_power=0)
+    np.testing.assert_allclose(model.score(one_item_histories(data.n_items)), wanted, atol=5e-4)
 
 
 def test_only_the_largest_entries_of_the_graph_are_kept_however_it_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,10 +74,12 @@ def test_only_the_largest_entries_of_the_graph_are_kept_however_it_is_cut(monkey
     monkeypatch.setattr("app.models.item_graph.USERS_AT_ONCE", 7)
     block = np.random.default_rng(0).standard_normal((data.n_items, 3)).astype(np.float32)
     np.testing.assert_allclose(whole @ block, graph @ block, atol=1e-5)
-    kept = whole.largest(5, factors, 0).toarray()
-    wanted = graph * degrees**0.5
+    found = whole.largest(5, factors, 0)
+    np.testing.assert_allclose(found.diagonal, np.diag(graph), rtol=1e-4)
+    assert found.squares == pytest.approx((graph**2).sum(), rel=1e-4)
+    kept, wanted = found.entries.toarray(), graph * degrees**0.5
+    wanted[wanted < np.sort(wanted, axis=None)[-6 * data.n_items]] = 0
     np.fill_diagonal(wanted, 0)
-    wanted[wanted < np.sort(wanted, axis=None)[-5 * data.n_items]] = 0
     np.testing.assert_allclose(kept, wanted, rtol=1e-4)
 
 
@@ -101,5 +117,5 @@ def test_the_rank_follows_the_shape() -> None:
 def test_it_refuses_before_any_work_and_says_what_it_needs() -> None:
     empty = np.zeros(0, np.int32)
     data = Interactions(empty, empty, empty.astype(np.float32), empty.astype(np.int64), 10, 10**7)
-    with pytest.raises(MantaError, match=r"10000000 items, rank 8 and 200 neighbours need \d+\.\d GB"):
+    with pytest.raises(MantaError, match=r"10000000 items, rank 8 and 300 neighbours need \d+\.\d GB"):
         fitted(data)

@@ -132,14 +132,15 @@ def test_a_shard_takes_nothing_that_another_holds(drawn: list[dict[str, Any]], s
 @given(
     drawn=st.lists((wishes | logins).map(lambda wish: {**wish, "event_id": None}), min_size=8, max_size=30),
     shards=st.integers(1, 3),
+    times=st.integers(1, 2),
     before=st.floats(0, 1),
     missed=st.booleans(),
 )
 def test_shards_out_of_which_somebody_was_erased_are_as_if_nothing_had_come_before(
-    drawn: list[dict[str, object]], shards: int, before: float, missed: bool
+    drawn: list[dict[str, object]], shards: int, times: int, before: float, missed: bool
 ) -> None:
     """Each shard erases for itself, knowing from all of them together whose sessions are whose."""
-    events = log(drawn, 1, lambda key: partitioner.partition_of(key.encode(), shards))
+    events = log(drawn, 1, lambda key: partitioner.partition_of(key.encode(), shards * times))
     events = [event for event in events if not _merged_elsewhere(event, drawn)]
     ends: dict[int, int] = {}
     for event in events[: round(before * len(events))]:

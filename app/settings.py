@@ -152,7 +152,7 @@ class StateSettings(Section):
         "more; reading goes on.",
     )
     catch_up_timeout_s: float = Field(1.0, gt=0, description="A replica that cannot catch up within this answers 503.")
-    batch_events: int = Field(2000, ge=1, description="Events the writer applies in one write batch at most.")
+    batch_events: int = Field(5000, ge=1, description="Events the writer applies in one write batch at most.")
     checkpoints: str = Field(
         "",
         description="Folder or address (`s3://…`, `gs://…`) of checkpoints: a node without state starts from the "

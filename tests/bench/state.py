@@ -23,7 +23,7 @@ from app.state.writer import StateWriterLoop
 from deployments.collector import rest_the_collector
 from tests.bench.system import kafka
 
-USERS, ITEMS, BATCH = 20_000, 9_000, 2_000
+USERS, ITEMS, BATCH = 20_000, 9_000, 5_000
 _FEW = {"MANTA_KAFKA__PARTITIONS": "8"}
 
 

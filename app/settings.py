@@ -105,8 +105,8 @@ class LakeSettings(Section):
 class IngestSettings(Section):
     """Kafka to lake."""
 
-    task_rows: int = Field(125_000, ge=1, description="Messages one read task holds at most.")
-    chunk_rows: int = Field(250_000, ge=1, description="Messages one commit takes at most.")
+    task_rows: int = Field(62_500, ge=1, description="Messages one read task holds at most.")
+    chunk_rows: int = Field(125_000, ge=1, description="Messages one commit takes at most.")
     cpus_per_task: float = Field(0.5, gt=0, description="CPUs a read task reserves.")
     follow_s: float = Field(2.0, gt=0, description="Seconds between the commits of `manta ingest --follow`.")
     follow_rows: int = Field(

@@ -75,11 +75,12 @@ def ingest(
     json_: show.JsonFlag = False,
 ) -> None:
     """Takes what is new in Kafka into the lake, each event exactly once."""
-    from app.heap import leave_pandas_out
+    from app.heap import bound_heap, leave_pandas_out
     from deployments.cluster import attach
     from deployments.processes import stopping
 
     leave_pandas_out()
+    bound_heap()
     session = open_session()
     with attach(session.settings, session.home, say=show.say) as attached, show.progress("ingest") as bar:
         with stopping() if follow else nullcontext() as stop:

@@ -89,7 +89,7 @@ def send_blocks(settings: Settings, cuts: Sequence[OffsetRange]) -> Iterator[_Se
             del block
             yield sent
             del sent
-            give_back()  # else a worker that lives for long grows by a quarter
+            give_back()
     except ReadFailed as error:
         raise error.cause from None
     finally:

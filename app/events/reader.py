@@ -16,8 +16,8 @@ from app.events.connection import QuietLogger, consumer_config
 from app.events.ranges import OffsetRange
 from app.settings import KafkaSettings
 
-_BATCH = 5_000
-_SLAB_ROWS = 25_000
+_BATCH = 2_500
+_SLAB_ROWS = 20_000
 _SLAB_BYTES = 16_000_000
 _STALL_S = 60.0
 _SECOND = itemgetter(1)
@@ -28,7 +28,7 @@ def range_consumer(settings: KafkaSettings) -> Consumer:
     config = consumer_config(
         settings,
         enable__partition__eof=True,
-        queued__min__messages=5_000,
+        queued__min__messages=2_500,
         fetch__queue__backoff__ms=5,  # a full queue is looked at again soon: the default of 1 s leaves the CPU idle
         fetch__message__max__bytes=1_000_000,
     )

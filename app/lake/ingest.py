@@ -25,6 +25,7 @@ from app.events.ranges import OffsetRange, chunks
 from app.events.schema import DLQ, EVENTS, IMPRESSIONS, ITEMS, USERS
 from app.events.topics import bounds
 from app.faults import reach
+from app.heap import give_back
 from app.lake.commit import LOST_COMMITS, TopicOffsets, append, replace
 from app.lake.gaps import plan_from
 from app.lake.identities import KnownEvents
@@ -230,6 +231,7 @@ class IngestJob:
         else:
             append(now.source, accepted, progress, max_open_partitions=self._settings.lake.max_open_partitions)
         reach("ingest:committed")
+        give_back()
         self._count(topic, target, accepted, gaps, doubled)
         # Not the table as it stands by now: only what this very commit left behind is read on from
         after = snapshot_of(topic, now.source)

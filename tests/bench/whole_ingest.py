@@ -14,7 +14,7 @@ import psutil
 import ray
 
 from app.events.schema import EVENTS
-from app.heap import leave_pandas_out
+from app.heap import bound_heap, leave_pandas_out
 from app.settings import KafkaSettings, LakeSettings, Settings
 from tests.bench.peak import StartedPeak, held_bytes, started
 
@@ -47,6 +47,7 @@ def main(way: str, address: str, events: int, home: Path, *, once: bool) -> dict
 
 def _manta() -> Callable[[Settings, Path], int]:
     leave_pandas_out()  # as the command does
+    bound_heap()
     from tune.ingest import run_ingest
 
     return lambda settings, home: run_ingest(settings, home).rows[EVENTS]

@@ -26,7 +26,7 @@ def main(way: str, address: str, events: int, home: Path, *, once: bool) -> dict
 
     Returns:
         `cold` and `total`: events per core-second of all processes, Ray's included, of the first ingest on a new Ray
-        (its workers and Ray Data's actors import for seconds) and of the second, as `--follow` goes on; `…_wall`:
+        (its workers import for seconds) and of the second, as `--follow` goes on; `…_wall`:
         events per second; `idle_bytes` and `peak_bytes`: memory of all processes before, and the most there was.
     """
     ingest = _manta() if way == "manta" else _rays()

@@ -46,6 +46,7 @@ def stream(settings: Settings, chunk: Sequence[OffsetRange]) -> Iterator[ReadBlo
     bound_heap()
     # Never again by itself: another run cuts its blocks elsewhere, and some rows would be missing or come twice
     read = ray.remote(
+        name=f"ingest_{chunk[0].topic}",  # on the dashboard
         num_cpus=settings.ingest.cpus_per_task,
         max_retries=0,
         _generator_backpressure_num_objects=_AHEAD,

@@ -28,12 +28,12 @@ class GraphFilterParams(HistoryDecay):
     n_factors: int = Field(
         0, ge=0, le=2048, description="Rank of the low-pass filter; 0: 2.6 times the root of the smaller side, <= 512."
     )
-    smooth: float = Field(0.3, ge=0, description="Weight of the ideal low-pass filter beside the linear one.")
+    smooth: float = Field(0.22, ge=0, description="Weight of the ideal low-pass filter beside the linear one.")
     sharpen: float = Field(0.8, ge=0, le=1, description="How far the blurred history is sharpened; 0: not at all.")
     target_power: float = Field(
-        0.1, ge=0, le=1, description="A score is multiplied by the item's number of users to this power; high: popular."
+        0.15, ge=0, le=1, description="A score is multiplied by the item's number of users to this power; high: popular."
     )
-    n_neighbours: int = Field(300, ge=1, le=5000, description="Entries of the item graph kept per item, on the mean.")
+    n_neighbours: int = Field(500, ge=1, le=5000, description="Entries of the item graph kept per item, on the mean.")
     passes: int = Field(4, ge=1, le=50, description="Passes of subspace iteration for the low-pass filter.")
     memory_limit_bytes: int = Field(6_000_000_000, gt=0, description="Fitting is refused when it would need more.")
 

@@ -48,7 +48,10 @@ def query(
     )
 
 
-@pytest.mark.parametrize("family", ["popularity", "item_knn", "ease", "ials", "content", "blend"])
+@pytest.mark.parametrize(
+    "family",
+    ["popularity", "item_knn", "session_knn", "ease", "seq_ridge", "graph_filter", "ials", "content", "blend"],
+)
 def test_every_kind_of_source_gives_the_models_own_best(family: str) -> None:
     params = {"parts": ["ease", "item_knn"]} if family == "blend" else {}
     model = make(family, params).fit(interactions(), catalogue())

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from app.errors import SettingsError
-from app.models.families import FAMILIES, Choice, FloatRange
+from app.models.families import FAMILIES, Choice, FloatRange, make
 from app.settings import Settings
 from tune.search import Proposer, proposer_of
 from tune.space import SweepFile, load_sweep, parse_sweep
@@ -32,6 +32,16 @@ def test_plain_values_lists_and_ranges() -> None:
         "place_tau": Choice((5, 10)),
         "n_neighbours": Choice((200,)),
     }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_swept_over_its_own_ranges(family: str) -> None:
+    found = parse_sweep({"name": "s", "search": "random", "families": {family: {"samples": 4}}}, "s.yaml", SETTINGS)
+    proposer = proposer_of(found, family)
+    for number in range(4):
+        params = proposer.propose(number)
+        assert params.keys() == (FAMILIES[family].space.keys() if number else set())
+        make(family, params)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,16 @@ BY_KIND: dict[Kind, tuple[str, ...]] = {
     "sessions": ("sasrec", "session_knn", "item_knn"),
     "sequences": ("sasrec", "seq_ridge", "ease", "session_knn"),
 }
+# Parameters that differ from the part's own defaults: of sets, no place in a history counts more than another.
+OF_KIND: dict[Kind, dict[str, dict[str, Any]]] = {
+    "sets": {
+        "ease": {"place_tau": 0, "piece": 0},
+        "ials": {"place_tau": 0, "n_factors": 128, "alpha": 10, "l2": 30},
+        "item_knn": {"place_tau": 0, "window": 0},
+    },
+    "sessions": {},
+    "sequences": {},
+}
 
 
 class BlendParams(FamilyParams):
@@ -47,7 +57,7 @@ class BlendParams(FamilyParams):
         None, min_length=1, description="Families that are blended. Null: by what the order of the events says."
     )
     part_params: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="Parameters of parts, by part; what is not named has its default."
+        default_factory=dict, description="Parameters of parts, by part; what is not named suits the kind of data."
     )
     cases: int = Field(10_000, ge=1, description="Users whose last event the weights are found on, at most.")
 
@@ -123,9 +133,12 @@ class Blend:
     ) -> dict[str, CandidateModel]:
         """The parts that accept the data."""
         fitted: dict[str, CandidateModel] = {}
+        suited = OF_KIND[kind_of(data)]
         for name in names:
+            params = {**suited.get(name, {}), **self._asked.part_params.get(name, {})}
+            model, params_type = PARTS[name]
             try:
-                fitted[name] = _part(name, self._asked.part_params).fit(data, catalogue, seed=seed)
+                fitted[name] = model(params_type.model_validate(params)).fit(data, catalogue, seed=seed)
             except MantaError as error:
                 self.refused[name] = str(error)
         if not fitted:
@@ -155,11 +168,6 @@ class Blend:
             raise BundleError(f"{folder}: not a readable blend ({error!r})") from error
         model._parts = {name: PARTS[name][0].load(folder / name) for name in model.weights}
         return model
-
-
-def _part(name: str, params: Mapping[str, Mapping[str, Any]]) -> CandidateModel:
-    model, params_type = PARTS[name]
-    return model(params_type.model_validate(dict(params.get(name, {}))))
 
 
 def _checked_weights(given: Mapping[str, Mapping[str, float]]) -> Weights:

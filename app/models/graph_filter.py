@@ -31,7 +31,7 @@ class GraphFilterParams(HistoryDecay):
     smooth: float = Field(0.22, ge=0, description="Weight of the ideal low-pass filter beside the linear one.")
     sharpen: float = Field(0.8, ge=0, le=1, description="How far the blurred history is sharpened; 0: not at all.")
     target_power: float = Field(
-        0.15, ge=0, le=1, description="A score is multiplied by the item's number of users to this power; high: popular."
+        0.15, ge=0, le=1, description="A score is multiplied by the item's degree (sum of weights) to this power."
     )
     n_neighbours: int = Field(500, ge=1, le=5000, description="Entries of the item graph kept per item, on the mean.")
     passes: int = Field(4, ge=1, le=50, description="Passes of subspace iteration for the low-pass filter.")

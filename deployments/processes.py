@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 # The variable that every process of a session inherits; its value is the session folder.
 MARKER = "MANTA_SESSION"
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_AGAIN_S = 0.05
 
 
 class Process(BaseModel):
@@ -50,7 +52,10 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def unwinding() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP raise Interrupted inside, so that `finally` runs; while it runs, more are ignored."""
+    """SIGINT, SIGTERM and SIGHUP raise Interrupted inside, so that `finally` runs; while it runs, more are ignored.
+
+    Raised in a destructor or a callback of C code it is swallowed there: a moment later it is raised again.
+    """
     if threading.current_thread() is not threading.main_thread():  # only the main thread is given signals
         yield
         return
@@ -62,7 +67,19 @@ def unwinding() -> Iterator[None]:
         received.append(number)
         raise Interrupted(number)
 
+    def again(_number: int, _frame: FrameType | None) -> None:
+        raise Interrupted(received[0])
+
+    def swallowed(unraisable: "sys.UnraisableHookArgs") -> None:
+        if isinstance(unraisable.exc_value, Interrupted):
+            signal.signal(signal.SIGALRM, again)
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+        else:
+            hook(unraisable)
+
     before = {number: signal.signal(number, unwind) for number in ENDING}
+    before[signal.SIGALRM] = signal.getsignal(signal.SIGALRM)
+    hook, sys.unraisablehook = sys.unraisablehook, swallowed
     try:
         yield
     except BaseException:
@@ -70,6 +87,9 @@ def unwinding() -> Iterator[None]:
             raise Interrupted(received[0]) from None
         raise
     finally:
+        sys.unraisablehook = hook
+        if received:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
         for number, handler in before.items():
             signal.signal(number, handler)
 

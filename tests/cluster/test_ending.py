@@ -14,7 +14,7 @@ from deployments.processes import Process, marked
 from deployments.run import Run, read, write
 from tests.cluster.manta import START_S, bare, manta
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(START_S)]
+pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(START_S)]
 
 
 def following(home: Path) -> "subprocess.Popen[str]":

@@ -165,7 +165,7 @@ def test_the_lake_gives_one_training_set_whatever_arrives(system: tuple[Settings
     assert len(first.interactions) == N_EVENTS
     assert first.catalogue.columns.column_names == ["genres", "title", "year"]
     late = {"event_id": "late", "user_id": "u1", "item_id": "i1", "event_type": "click", "partition": 0}
-    late |= {"event_time": 1_900_000_000_000_000, "offset": N_EVENTS}
+    late |= {"event_time": 1_760_000_000_000_000, "offset": N_EVENTS}
     lake = open_lake(settings, home)
     append(lake.table(EVENTS), pa.Table.from_pylist([late], EVENT_COLUMNS), Progress(), max_open_partitions=10)
     assert load_training_set(settings, home, first.snapshot).data_hash == first.data_hash

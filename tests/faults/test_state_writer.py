@@ -319,7 +319,7 @@ def test_shards_show_what_a_node_shows_through_a_rebuild_and_new_partitions(
         until(lambda: all(versions(node)))
         with running(parted, home, shard(0, 2)) as first, running(parted, home, shard(1, 2)) as second:
             until(lambda: versions(reader) == versions(node))
-            assert until(lambda: reader.item("i1")) is not None
+            until(lambda: versions(reader) and reader.item("i1"))
             assert reader.merged_into("s1") == "u1"
             assert set(first.status()["offsets"][EVENTS]) == {0}
             assert [one.merged is not None for one in second.look([b"ss1", b"ss2", b"ss5"]).found].count(True) < 4

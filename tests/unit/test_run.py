@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,24 @@ def test_settings_and_home_may_stand_anywhere(monkeypatch: pytest.MonkeyPatch) -
     assert lift_options(["up", "--home", "/h", "--port", "1", "--settings=/s.yaml"]) == ["up", "--port", "1"]
     assert (os.environ["MANTA_HOME"], os.environ["MANTA_SETTINGS"]) == ("/h", "/s.yaml")
     assert lift_options(["up", "--home"]) == ["up", "--home"], "the parser says what is missing"
+
+
+def test_an_interruption_that_a_destructor_swallows_comes_again() -> None:
+    class Swallows:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+    def interrupted() -> None:
+        with unwinding():
+            Swallows()
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline:
+                time.sleep(0.01)
+
+    hook = sys.unraisablehook
+    with pytest.raises(Interrupted) as caught:
+        interrupted()
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert sys.unraisablehook is hook
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0.0

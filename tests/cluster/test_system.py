@@ -16,7 +16,7 @@ from deployments.processes import marked
 from deployments.run import Run, read
 from tests.cluster.manta import START_S, bare, free_port, listens, manta, open_to_others
 
-pytestmark = [pytest.mark.cluster, pytest.mark.alone]
+pytestmark = pytest.mark.cluster
 ROLES = {"proxy", "gateway", "state_writer", "controller", "broker"}
 SETTINGS = """
 surfaces: {home: {}}

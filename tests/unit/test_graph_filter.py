@@ -116,6 +116,6 @@ def test_the_rank_follows_the_shape() -> None:
 
 def test_it_refuses_before_any_work_and_says_what_it_needs() -> None:
     empty = np.zeros(0, np.int32)
-    data = Interactions(empty, empty, empty.astype(np.float32), empty.astype(np.int64), 10, 10**7)
-    with pytest.raises(MantaError, match=r"10000000 items, rank 8 and 500 neighbours need \d+\.\d GB"):
+    data = Interactions(empty, empty, empty.astype(np.float32), empty.astype(np.int64), 10, 10**6)
+    with pytest.raises(MantaError, match=r"1000000 items, rank 8 and 500 neighbours need \d+\.\d GB"):
         fitted(data)

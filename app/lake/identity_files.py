@@ -26,7 +26,7 @@ from app.own_folders import hold, remove_abandoned
 
 _VERSION = 1
 _NOTE = "note.json"
-_SLICE_ROWS = 500_000  # of a file, looked at or merged at a time: 12 MB
+_SLICE_ROWS = 200_000  # of a file, looked at or merged at a time: 5 MB
 _ROW_BYTES = 24
 _EMPTY = Run(np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.int64))
 

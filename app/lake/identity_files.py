@@ -28,7 +28,6 @@ _VERSION = 1
 _NOTE = "note.json"
 _SLICE_ROWS = 200_000  # of a file, looked at or merged at a time: 5 MB
 _ROW_BYTES = 24
-_EMPTY = Run(np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.int64))
 
 
 @dataclass(frozen=True, slots=True)

@@ -178,10 +178,3 @@ class Interactions:
         keys = self.users[order].astype(np.int64) * step + order  # ascending: by user, and by place within a user
         oldest = np.searchsorted(self.times, oldest_counted(as_of, self.ttl_ms))
         return np.asarray(np.searchsorted(keys, users.astype(np.int64) * step + oldest), np.int64)
-
-
-def json_ready(value: Any) -> Any:
-    """numpy scalars and arrays as plain JSON values."""
-    if isinstance(value, np.generic):
-        return value.item()
-    return value.tolist() if isinstance(value, np.ndarray) else value

@@ -84,8 +84,7 @@ class NeighbourSource:
     def search(self, histories: Histories, k: int, allowed: Allowed) -> list[Found]:
         scores = np.zeros((len(histories), self.n_items), np.float32)
         self.score_into(histories, scores)
-        allowed.block(scores)
-        return best_of_rows(scores, [k] * len(scores), [self.above] * len(scores))
+        return _best_allowed(scores, k, allowed, self.above)
 
     def score_into(self, histories: Histories, out: NDArray[np.float32]) -> None:
         """Each history sums in its own order, oldest first, so that it scores the same alone or in a batch.
@@ -107,6 +106,12 @@ class NeighbourSource:
             _sparsetools.csc_matvec(
                 self.n_items, end - start, ends[start : end + 1], rows, values, weights[start:end], out[question]
             )
+
+
+def _best_allowed(scores: NDArray[np.float32], k: int, allowed: Allowed, above: float) -> list[Found]:
+    """Of each row of scores, which are overwritten where an item may not be shown, the best k greater than `above`."""
+    allowed.block(scores)
+    return best_of_rows(scores, [k] * len(scores), [above] * len(scores))
 
 
 def _least_weights(histories: Histories, weights: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -131,8 +136,7 @@ class SumSource:
     def search(self, histories: Histories, k: int, allowed: Allowed) -> list[Found]:
         scores = np.zeros((len(histories), self.n_items), np.float32)
         self.score_into(histories, scores)
-        allowed.block(scores)
-        return best_of_rows(scores, [k] * len(scores), [self.above] * len(scores))
+        return _best_allowed(scores, k, allowed, self.above)
 
     def score_into(self, histories: Histories, out: NDArray[np.float32]) -> None:
         self._vectors.score_into(histories, out)
@@ -149,8 +153,7 @@ class WholeSource:
 
     def search(self, histories: Histories, k: int, allowed: Allowed) -> list[Found]:
         scores = np.array(self._model.score(histories))
-        allowed.block(scores)
-        return best_of_rows(scores, [k] * len(scores), [self.above] * len(scores))
+        return _best_allowed(scores, k, allowed, self.above)
 
     def score_into(self, histories: Histories, out: NDArray[np.float32]) -> None:
         out += self._model.score(histories)

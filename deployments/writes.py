@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from app.api.problems import FieldError, Problem
 from app.errors import Conflict, NotFound
+from app.events.gathering import Record
 from app.events.plain import messages_of
-from app.events.producer import Record
 from app.events.schema import (
     EVENTS,
     ITEMS,

@@ -8,8 +8,9 @@ import orjson
 from app.erasure.places import PlaceReport, Subject, cleared
 from app.events.dead_letters import dlq_messages, position_of
 from app.events.erase_log import delete_before, until_deleted
+from app.events.gathering import Record
 from app.events.letter_owners import is_of
-from app.events.producer import EventProducer, Record
+from app.events.producer import EventProducer
 from app.events.schema import DLQ
 from app.events.topics import bounds
 from app.faults import reach

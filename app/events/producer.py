@@ -4,24 +4,30 @@ import asyncio
 import logging
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from app.errors import BrokerUnavailable
 from app.events.connection import QuietLogger, bootstrap_servers, client_config, turned_away
+from app.events.gathering import Gathering, Parcel, Record
 from app.settings import KafkaSettings
 
-Record = tuple[bytes, bytes | None]
-
 _POLL_S = 0.05
+# How often an event loop asks for acknowledgements while it waits for some.
+_TICK_S = 0.002
 # Larger than any message that the rules let through; the broker's own default limit is 1,048,588.
 _MAX_MESSAGE_BYTES = 1_048_000
 
 
 class EventProducer:
-    """One confluent-kafka producer with a poll thread of its own.
+    """One confluent-kafka producer.
+
+    Its acknowledgements are taken by the event loop that waits for them: a thread beside a busy loop would wait for
+    the interpreter up to 5 ms for each. Where no loop asks, a thread of its own takes them.
 
     Args:
         settings: `settings.kafka`.
@@ -61,6 +67,10 @@ class EventProducer:
         self.dropped = 0
         self.failed = 0
         self._lock = threading.Lock()
+        self._gatherings: dict[str, Gathering] = defaultdict(Gathering)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ticker: asyncio.TimerHandle | None = None
+        self._ticked_s = 0.0
         self._fatal = False
         self._refusal = ""  # why the broker turns us away, while it does
         self._closed = False
@@ -85,14 +95,11 @@ class EventProducer:
         """
         if not messages:
             return {}
-        batch = _Batch(self, len(messages), asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
         self._reserve(len(messages))
-        for place, (key, value) in enumerate(messages):
-            try:
-                self._produce(topic, key, value, batch.acknowledge)
-            except BrokerUnavailable as error:
-                batch.cut(len(messages) - place, str(error))
-                break
+        batch = _Batch(self, topic, messages, loop)
+        self._gather(topic, batch)
+        self._tick_in(loop)
         return await batch.future
 
     def try_send(self, topic: str, key: bytes, value: bytes | None) -> bool:
@@ -103,13 +110,9 @@ class EventProducer:
             self.dropped += full
         if full:
             return False
-        try:
-            self._produce(topic, key, value, self._optional_done)
-        except BrokerUnavailable:
-            with self._lock:
-                self.optional_in_flight -= 1
-                self.dropped += 1
-            return False
+        self._gather(topic, _Optional(self, topic, (key, value)))
+        with suppress(RuntimeError):  # no loop runs here: the thread polls
+            self._tick_in(asyncio.get_running_loop())
         return True
 
     def send_blocking(
@@ -154,6 +157,7 @@ class EventProducer:
             return
         self._closed = True
         self._poller.join()
+        self._release(at_once=True)
         self._producer.flush(timeout_s)
 
     def _connect(self) -> Producer:
@@ -168,11 +172,51 @@ class EventProducer:
 
     def _poll(self) -> None:
         while not self._closed:
-            self._producer.poll(_POLL_S)
+            if self._ticker is not None and time.monotonic() - self._ticked_s < 2 * _POLL_S:
+                time.sleep(_POLL_S)
+            else:
+                self._producer.poll(_POLL_S)
+                self._release()
 
-    def _produce(self, topic: str, key: bytes, value: bytes | None, done: Callable[[Any, Message], None]) -> None:
-        if not self._offer(topic, key, value, done):
-            raise BrokerUnavailable(f"Kafka at {self._address} cannot keep up: the send buffer is full")
+    def _tick_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The running `loop` asks for acknowledgements until none is missing."""
+        if self._ticker is None or self._loop is not loop:
+            self._loop = loop
+            self._ticked_s = time.monotonic()
+            self._ticker = loop.call_later(_TICK_S, self._tick, loop)
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        if loop is not self._loop:
+            return  # another one asks now
+        self._ticked_s = time.monotonic()
+        waits = not self._closed and self.in_flight + self.optional_in_flight > 0
+        self._ticker = loop.call_later(_TICK_S, self._tick, loop) if waits else None
+        self._producer.poll(0)
+        self._release()
+
+    def _gather(self, topic: str, parcel: Parcel) -> None:
+        with self._lock:
+            ready = self._gatherings[topic].add(parcel, time.monotonic())
+        self._hand_over(topic, ready)
+
+    def _release(self, *, at_once: bool = False) -> None:
+        """Hands over what has been held back long enough."""
+        for topic, gathering in tuple(self._gatherings.items()):
+            with self._lock:
+                ready = gathering.ready(time.monotonic(), at_once=at_once)
+            self._hand_over(topic, ready)
+
+    def _hand_over(self, topic: str, parcels: Sequence[Parcel]) -> None:
+        if parcels and self._fatal:
+            self._renew()
+        for parcel in parcels:
+            messages: list[dict[str, Any]] = [{"key": key, "value": value} for key, value in parcel.records]
+            taken = self._producer.produce_batch(topic, messages, on_delivery=parcel.acknowledge)
+            if taken < len(messages):
+                (error, *_) = (message["_error"] for message in messages if "_error" in message)
+                full = error.code() == KafkaError._QUEUE_FULL
+                why = " cannot keep up: the send buffer is full" if full else f": {error.str()}"
+                parcel.cut(len(messages) - taken, f"Kafka at {self._address}{why}")
 
     def _offer(self, topic: str, key: bytes, value: bytes | None, done: Callable[[Any, Message], None]) -> bool:
         """Hands a message to librdkafka; False: its buffer is full."""
@@ -201,6 +245,8 @@ class EventProducer:
 
     def _reserve(self, count: int) -> None:
         with self._lock:
+            if self._closed:
+                raise BrokerUnavailable("the producer is closed")
             if self.in_flight + count > self._max_in_flight:
                 raise BrokerUnavailable(
                     f"Kafka at {self._address} cannot keep up: {self.in_flight} events wait for it and {count} "
@@ -208,40 +254,66 @@ class EventProducer:
                 )
             self.in_flight += count
 
-    def settled(self, count: int, *, acknowledged: bool) -> None:
-        """So many messages of a `send` wait no longer; `acknowledged`: the broker took some of them."""
+    def settled(self, topic: str, count: int, *, acknowledged: bool) -> None:
+        """The messages of a `send` wait no longer; `acknowledged`: the broker took some of them."""
         if acknowledged:
             self._refusal = ""
         with self._lock:
             self.in_flight -= count
+            ready = self._gatherings[topic].acknowledged(time.monotonic())
+        self._hand_over(topic, ready)
+
+    def optional_settled(self, topic: str, *, acknowledged: bool) -> None:
+        """A message of `try_send` waits no longer."""
+        if acknowledged:
+            self._refusal = ""
+        with self._lock:
+            self.optional_in_flight -= 1
+            self.dropped += not acknowledged
+            ready = self._gatherings[topic].acknowledged(time.monotonic())
+        self._hand_over(topic, ready)
 
     def failure(self, error: KafkaError) -> str:
         """A failed delivery, counted, in words."""
         self.failed += 1
         return f"Kafka at {self._address}: {error.str()}{self._refusal}"
 
-    def _optional_done(self, error: KafkaError | None, _message: Message) -> None:
-        with self._lock:
-            self.optional_in_flight -= 1
-            self.dropped += error is not None
-        if error is None:
-            self._refusal = ""
+
+class _Optional:
+    """One message that nobody waits for."""
+
+    __slots__ = ("_owner", "_topic", "records")
+
+    def __init__(self, owner: EventProducer, topic: str, record: Record) -> None:
+        self.records = (record,)
+        self._owner, self._topic = owner, topic
+
+    def acknowledge(self, error: KafkaError | None, _message: Message) -> None:
+        """It has been delivered or has failed."""
+        self._owner.optional_settled(self._topic, acknowledged=error is None)
+
+    def cut(self, _count: int, _reason: str) -> None:
+        """It could not be handed over."""
+        self._owner.optional_settled(self._topic, acknowledged=False)
 
 
 class _Batch:
     """The messages of one `send` and the future that waits for them."""
 
-    __slots__ = ("_highest", "_lock", "_loop", "_owner", "_size", "_waiting", "future")
+    __slots__ = ("_highest", "_lock", "_loop", "_owner", "_topic", "_waiting", "future", "records")
 
-    def __init__(self, owner: EventProducer, size: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, owner: EventProducer, topic: str, records: Sequence[Record], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.records = records
         self.future: asyncio.Future[dict[int, int]] = loop.create_future()
-        self._owner, self._loop = owner, loop
+        self._owner, self._topic, self._loop = owner, topic, loop
         self._highest: dict[int, int] = {}
-        self._size = self._waiting = size
+        self._waiting = len(records)
         self._lock = threading.Lock()
 
     def acknowledge(self, error: KafkaError | None, message: Message) -> None:
-        """One has been delivered or has failed; runs in the poll thread."""
+        """One has been delivered or has failed; runs in whatever thread polls."""
         if error is None:
             partition, offset = message.partition(), message.offset()
             if offset > self._highest.get(partition, -1):
@@ -250,18 +322,18 @@ class _Batch:
             self._call(self._fail, self._owner.failure(error))
         self._settle(1)
 
-    def cut(self, rest: int, reason: str) -> None:
-        """The last `rest` messages could not be handed over: the caller hears it now."""
-        self._fail(reason)
-        self._settle(rest)
+    def cut(self, count: int, reason: str) -> None:
+        """So many messages could not be handed over: the caller hears it now."""
+        self._call(self._fail, reason)
+        self._settle(count)
 
     def _settle(self, count: int) -> None:
         with self._lock:
             self._waiting -= count
             done = self._waiting == 0
         if done:
-            self._owner.settled(self._size, acknowledged=bool(self._highest))
             self._call(self._succeed)
+            self._owner.settled(self._topic, len(self.records), acknowledged=bool(self._highest))
 
     def _succeed(self) -> None:
         if not self.future.done():

@@ -9,7 +9,8 @@ from pyiceberg.exceptions import CommitFailedException
 
 from app.events.decode import TABLES
 from app.events.entities import ID_FIELDS
-from app.events.producer import EventProducer, Record
+from app.events.gathering import Record
+from app.events.producer import EventProducer
 from app.events.ranges import TopicBounds, plan
 from app.events.schema import IMPORTED, columns_message
 from app.events.topics import bounds, ensure_topics

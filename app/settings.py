@@ -8,6 +8,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from app.errors import SettingsError
+from app.event_weights import EventWeight, by_type
 from app.section import Section
 from app.surfaces import SurfaceSettings
 
@@ -238,15 +239,27 @@ class LearnSettings(Section):
 
     validation_fraction: float = Field(0.1, gt=0, lt=0.5, description="Newest part of the lake that validates.")
     ranker_fraction: float = Field(0.1, gt=0, lt=0.5, description="Part before that from which the ranker learns.")
-    event_weights: dict[str, float] = Field(default={"rating": 1.0, "purchase": 1.0, "click": 1.0})
+    event_weights: dict[str, EventWeight] = Field(
+        default=by_type(rating=1.0, purchase=1.0, click=1.0),
+        description='Weight of each event type in training, as in a surface (docs/events.md, "Weights").',
+    )
     metric: str = Field("ndcg_at_10", description="What sweep, blend, early stopping and gate compare.")
     validation_users: int = Field(2000, ge=10, description="Validation cases are sampled down to about this many.")
     seed: int = Field(0, ge=0)
     session_gap_s: float = Field(
-        1800.0, gt=0, description="A user's events further apart are of different sessions, for the ranker's features."
+        1800.0,
+        gt=0,
+        description="A user's events further apart are of different sessions, for the ranker's features and for dwell "
+        "times that are missing.",
     )
     extra_features: tuple[Literal["idle_time", "session", "session_content", "session_idle"], ...] = Field(
         (), description="Features that the ranker has only where asked for: of the current session, and of its age."
+    )
+    statistics_age_h: float | None = Field(
+        None,
+        gt=0,
+        description="How old item statistics get while they serve: the ranker's examples see them so old at most. Null: "
+        "as a bundle's that is not followed for as long as the ranker slice lasts.",
     )
     gate_tolerance: float = Field(0.0, ge=0, description="How much worse than the champion a bundle may be.")
 

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from app.event_weights import EventWeight, by_type
 from app.section import Section
 
 
@@ -29,9 +30,10 @@ class SurfaceSettings(Section):
     anchor: Literal["required", "optional"] = Field("optional", description="Whether a request must name `items`.")
     timeout_ms: int = Field(100, ge=1, le=10_000, description="Deadline of a request that names none.")
     k: int = Field(10, ge=1, le=500, description="Answer length of a request that names none.")
-    event_weights: dict[str, float] = Field(
-        default={"rating": 1.0, "purchase": 1.0, "click": 1.0},
-        description="Weight of each event type in the history; types not named count 0.",
+    event_weights: dict[str, EventWeight] = Field(
+        default=by_type(rating=1.0, purchase=1.0, click=1.0),
+        description="Weight of each event type in the history; types not named count 0. A number, or a function of "
+        "`value` (below).",
     )
     history_limit: int = Field(200, ge=1, le=10_000, description="Newest weighted events the models look at.")
     ttl_days: float | None = Field(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from app.event_weights import EventWeight
 from app.settings import PREFIX, Settings
 from app.surfaces import RuleSettings, SourceSettings, SurfaceSettings
 
@@ -52,7 +53,8 @@ def _row(key: str, field: FieldInfo, section: str) -> str:
 def _surfaces() -> str:
     page = "\n## surfaces\n\nSurfaces by name; the first is the default. Each has these keys:\n\n"
     page += "| key | default | meaning |\n|---|---|---|\n"
-    for model, prefix in ((SurfaceSettings, ""), (SourceSettings, "sources[]."), (RuleSettings, "rules.")):
+    parts = ((SourceSettings, "sources[]."), (RuleSettings, "rules."), (EventWeight, "event_weights.TYPE."))
+    for model, prefix in ((SurfaceSettings, ""), *parts):
         for key, field in model.model_fields.items():
             if key == "rules":
                 continue

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,23 @@ from numpy.typing import NDArray
 
 from app.errors import MantaError
 from app.evaluation.splits import TimeSplit, by_time
+from app.event_weights import EventWeights
 from app.events.ahead import plausible
 from app.events.columns import EVENT_COLUMNS as EVENT_SCHEMA
-from app.events.schema import EVENTS, ITEMS
+from app.events.schema import EVENTS, ITEMS, MERGE, REMOVE
 from app.lake.commit import ARRIVAL_TIME
 from app.lake.snapshot import Snapshot, snapshot
 from app.lake.tables import ARRIVED, open_lake
 from app.models.interactions import Catalogue, Interactions
+from app.models.unsettled import Unsettled
 from app.settings import LearnSettings, Settings
+from app.state.history import NOT_IN_HISTORY
 from app.time_to_live import in_ms
+from app.weighing import Weighed, weigh
 
 BLOCK_BYTES = 64_000_000  # of Parquet that one task reads
 # What a training set needs of the lake's events.
-EVENT_COLUMNS = ("user_id", "session_id", "item_id", "event_type", "event_time", "partition", "offset")
+EVENT_COLUMNS = ("user_id", "session_id", "item_id", "event_type", "event_time", "value", "partition", "offset")
 ORDER = [("event_time", "ascending"), ("partition", "ascending"), ("offset", "ascending")]
 
 
@@ -78,7 +81,12 @@ def load_training_set(settings: Settings, home: Path, snapshots: str | None = No
     rows = _read(events, settings.learn.event_weights)
     columns = items.read(["item_id", "available", "columns"])
     return training_set(
-        rows, columns, f"{EVENTS}:{events.id},{ITEMS}:{items.id}", ttl_ms=in_ms(settings.state.ttl_days)
+        rows,
+        columns,
+        f"{EVENTS}:{events.id},{ITEMS}:{items.id}",
+        weights=settings.learn.event_weights,
+        gap_s=settings.learn.session_gap_s,
+        ttl_ms=in_ms(settings.state.ttl_days),
     )
 
 
@@ -89,19 +97,19 @@ def _as_of(found: Snapshot, named: str) -> Snapshot:
     return replace(found, id=number)
 
 
-def _read(events: Snapshot, weights: Mapping[str, float]) -> pa.Table:
-    """The weighted events of all files; filtering and weighing happens where Ray Data reads."""
+def _read(events: Snapshot, weights: EventWeights) -> pa.Table:
+    """The events of all files that matter; filtering happens where Ray Data reads."""
     schema = pa.schema([EVENT_SCHEMA.field(name) for name in EVENT_COLUMNS])
     parts = events.files()
     if not parts:
-        return weighted(schema.empty_table(), weights)
+        return schema.empty_table()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     held = dict(weights)
 
     def read(batch: pa.Table) -> pa.Table:
-        return weighted(pa.concat_tables([rows_of(file) for file in batch["file"].to_pylist()]), held)
+        return counted(pa.concat_tables([rows_of(file) for file in batch["file"].to_pylist()]), held)
 
     # Ray Data's own Parquet reader starts a dozen workers for many small files: 40 s for what takes 4.
     files = ray.data.from_items([{"file": part.path} for part in parts])
@@ -110,7 +118,7 @@ def _read(events: Snapshot, weights: Mapping[str, float]) -> pa.Table:
         read, batch_size=math.ceil(len(parts) / tasks), batch_format="pyarrow", concurrency=min(tasks, len(parts))
     )
     found = [table for table in ray.get(rows.to_arrow_refs()) if len(table)]
-    return pa.concat_tables(found) if found else weighted(schema.empty_table(), weights)
+    return pa.concat_tables(found) if found else schema.empty_table()
 
 
 def rows_of(file: str) -> pa.Table:
@@ -121,23 +129,36 @@ def rows_of(file: str) -> pa.Table:
     return plausible(found, "event_time", ARRIVAL_TIME).select(schema.names).cast(schema)
 
 
-def weighted(events: pa.Table, weights: Mapping[str, float]) -> pa.Table:
-    """The rows that count in training, with their weight; `merge` and `remove` stay, for what they do to others."""
-    counts = {kind: weight for kind, weight in weights.items() if weight > 0}
-    kept = events.filter(pc.is_in(events["event_type"], pa.array([*counts, "merge", "remove"], pa.string())))
-    kinds = pa.array([*counts], pa.string())
-    values = pa.array([*counts.values(), 0.0], pa.float32())
-    place = pc.fill_null(pc.index_in(kept["event_type"], kinds), len(kinds))
-    return kept.append_column("weight", values.take(place.combine_chunks()))
+def counted(events: pa.Table, weights: EventWeights) -> pa.Table:
+    """The rows that count in training, by their type; `merge` and `remove` stay, for what they do to others.
+
+    Where a dwell time may have to be told from the next event, everything that ends one stays too.
+    """
+    kinds = [kind for kind, one in weights.items() if max(one.weight, one.unknown) > 0]
+    kept = pc.is_in(events["event_type"], pa.array([*kinds, MERGE, REMOVE], pa.string()))
+    if any(weights[kind].of_dwell for kind in kinds):
+        passive = pc.is_in(events["event_type"], pa.array(sorted(NOT_IN_HISTORY), pa.string()))
+        kept = pc.or_(kept, pc.and_not(pc.is_valid(events["item_id"]), passive))
+    return events.filter(kept)
 
 
-def training_set(events: pa.Table, items: pa.Table, snapshot: str, *, ttl_ms: int | None = None) -> TrainingSet:
+def training_set(
+    events: pa.Table,
+    items: pa.Table,
+    snapshot: str,
+    *,
+    weights: EventWeights,
+    gap_s: float,
+    ttl_ms: int | None = None,
+) -> TrainingSet:
     """Arrays from tables.
 
     Args:
-        events: `EVENT_COLUMNS` and `weight` (float32), any order, duplicates allowed; event_time a timestamp.
+        events: `EVENT_COLUMNS` of `counted` events, any order, duplicates allowed; event_time a timestamp.
         items: `item_id`, `available`, `columns` (JSON text), one row an item.
         snapshot: where they came from.
+        weights: by type.
+        gap_s: the longest silence within a session, seconds.
         ttl_ms: how long an event stands in a history; None: for ever.
 
     Raises:
@@ -149,9 +170,10 @@ def training_set(events: pa.Table, items: pa.Table, snapshot: str, *, ttl_ms: in
     rows = pc.index_in(events["item_id"], pa.array(catalogue.item_ids, pa.string()))
     places = np.asarray(pc.fill_null(rows, -1), np.int32)
     times = np.asarray(events["event_time"].cast(pa.timestamp("ms"), safe=False).cast(pa.int64()), np.int64)
-    counted = np.asarray(events["weight"], np.float32)
-    counted = np.where(_removed(events, owners, places, times), 0.0, counted).astype(np.float32)
-    kept = np.flatnonzero((counted > 0) & (places >= 0))
+    owner = np.asarray(owners.dictionary_encode().indices, np.int64)
+    stands = (places >= 0) & ~_removed(events, owner, places, times)
+    weighed = _weighed(events, owner, times, weights, gap_s).of(stands)
+    kept = np.flatnonzero(weighed.final > 0)
     if not len(kept):
         raise MantaError(
             f"training set: found no event with a weight of an item in the catalogue among {len(events)} events "
@@ -160,7 +182,14 @@ def training_set(events: pa.Table, items: pa.Table, snapshot: str, *, ttl_ms: in
     ids = owners.take(pa.array(kept)).dictionary_encode()
     keys = [str(key) for key in ids.dictionary.to_pylist()]
     interactions = Interactions(
-        np.asarray(ids.indices, np.int32), places[kept], counted[kept], times[kept], len(keys), len(catalogue), ttl_ms
+        np.asarray(ids.indices, np.int32),
+        places[kept],
+        weighed.final[kept],
+        times[kept],
+        len(keys),
+        len(catalogue),
+        ttl_ms,
+        unsettled=Unsettled.of(weighed, owner, places, times, kept),
     )
     sessions = np.array([key.startswith("s") for key in keys], np.bool_)
     return TrainingSet(
@@ -172,6 +201,18 @@ def training_set(events: pa.Table, items: pa.Table, snapshot: str, *, ttl_ms: in
         snapshot,
         _hash(interactions, catalogue, available),
     )
+
+
+def _weighed(
+    events: pa.Table, owner: NDArray[np.int64], times: NDArray[np.int64], weights: EventWeights, gap_s: float
+) -> Weighed:
+    """What each of the events, in order, weighs."""
+    kinds = events["event_type"].combine_chunks().dictionary_encode()
+    values = np.broadcast_to(np.nan, len(events))
+    if not all(one.is_plain for one in weights.values()):
+        values = np.asarray(pc.fill_null(events["value"], np.nan), np.float64)
+    codes = np.asarray(kinds.indices, np.int64)
+    return weigh(weights, kinds.dictionary.to_pylist(), codes, values, owner, times, gap_s)
 
 
 def _once(events: pa.Table) -> pa.Table:
@@ -192,7 +233,7 @@ def _owners(events: pa.Table) -> tuple[pa.Array, pa.Table]:
     users = pc.binary_join_element_wise("u", events["user_id"], "").combine_chunks()
     sessions = pc.binary_join_element_wise("s", events["session_id"], "").combine_chunks()
     owners = pc.coalesce(users, sessions)
-    is_merge = pc.equal(events["event_type"], "merge")
+    is_merge = pc.equal(events["event_type"], MERGE)
     merges = events.filter(is_merge)
     rest = pc.invert(is_merge).combine_chunks()
     if len(merges):
@@ -217,13 +258,12 @@ def _owners(events: pa.Table) -> tuple[pa.Array, pa.Table]:
 
 
 def _removed(
-    events: pa.Table, owners: pa.Array, places: NDArray[np.int32], times: NDArray[np.int64]
+    events: pa.Table, owner: NDArray[np.int64], places: NDArray[np.int32], times: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """Which events a later `remove` of the same owner and item takes out of the history."""
-    is_remove = np.asarray(pc.equal(events["event_type"], "remove"))
+    is_remove = np.asarray(pc.equal(events["event_type"], REMOVE))
     if not is_remove.any():
         return is_remove
-    owner = np.asarray(owners.dictionary_encode().indices, np.int64)
     pair = owner * (int(places.max(initial=0)) + 2) + places
     last = dict(zip(pair[is_remove].tolist(), times[is_remove].tolist(), strict=True))  # ascending: the newest stays
     until = np.array([last.get(key, -1) for key in pair.tolist()], np.int64)
@@ -266,6 +306,9 @@ def _hash(interactions: Interactions, catalogue: Catalogue, available: NDArray[n
     digest = hashlib.sha256()
     for array in (interactions.users, interactions.items, interactions.weights, interactions.times, available):
         digest.update(np.ascontiguousarray(array).tobytes())
+    if interactions.unsettled is not None:
+        for array in (interactions.unsettled.by, interactions.unsettled.items, interactions.unsettled.weights):
+            digest.update(np.ascontiguousarray(array).tobytes())
     if interactions.ttl_ms is not None:
         digest.update(b"%d" % interactions.ttl_ms)
     digest.update(json.dumps([catalogue.item_ids, catalogue.columns.to_pydict()], default=str).encode())

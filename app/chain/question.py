@@ -21,7 +21,6 @@ from app.time_to_live import in_ms, oldest_counted
 GIVEN_GAP_MS = 1000  # distance in time of the entries of a history that the request itself names
 FEW_WITHDRAWN = 64  # up to so many withdrawn rows are banned one by one; more become part of a mask
 NO_ROWS = np.empty(0, np.int32)
-NO_ENTRIES = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,17 +161,9 @@ def stored_entries(chain: Chain, stored: UserHistory) -> tuple[Rows, Entries]:
     count = len(stored.item_ids)
     rows = np.fromiter(map(chain.target.live.row_of.get, stored.item_ids, repeat(-1)), np.int32, count)
     known = rows >= 0
-    weight_of = chain.surface.event_weights
-    kinds = set(stored.event_types)
-    if len(kinds) == 1:
-        weight = weight_of.get(kinds.pop(), 0.0)
-        used = known.nonzero()[0][-chain.surface.history_limit :] if weight > 0 else NO_ENTRIES
-        weights = np.full(len(used), weight, np.float32)
-    else:
-        every = np.fromiter(map(weight_of.get, stored.event_types, repeat(0.0)), np.float32, count)
-        used = (known & (every > 0)).nonzero()[0][-chain.surface.history_limit :]
-        weights = every[used]
-    return rows[known], Entries(rows[used], weights, stored.times[used])
+    every = stored.weights(chain.surface.event_weights, chain.target.bundle.spec.session_gap_s)
+    used = (known & (every > 0)).nonzero()[0][-chain.surface.history_limit :]
+    return rows[known], Entries(rows[used], every[used], stored.times[used])
 
 
 def histories_of(chain: Chain, questions: Sequence[Question], ranked: bool = False) -> Histories:

@@ -1,6 +1,6 @@
 """The arrays that models see: interactions to fit on, histories to answer, the catalogue they speak of."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from app.models.unsettled import Unsettled
 from app.time_to_live import oldest_counted
 
 Rows = NDArray[np.int32]
@@ -113,6 +114,7 @@ class Interactions:
         n_users, n_items: sizes; an item without an event is a row all the same.
         ttl_ms: how long an event stands in a history (`app.time_to_live`); models are fitted on all of them.
         validation: bool (N,), the events that came as validation, for families that choose on such; None: not said.
+        unsettled: entries that weighed something else until the next event came; None: none did.
     """
 
     users: Rows
@@ -123,6 +125,7 @@ class Interactions:
     n_items: int
     ttl_ms: int | None = None
     validation: NDArray[np.bool_] | None = None
+    unsettled: Unsettled | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -143,8 +146,21 @@ class Interactions:
     def some(self, kept: slice | NDArray[np.bool_]) -> "Interactions":
         """Some of the events; users and items keep their rows."""
         validation = None if self.validation is None else self.validation[kept]
-        users, items, weights, times = self.users[kept], self.items[kept], self.weights[kept], self.times[kept]
-        return replace(self, users=users, items=items, weights=weights, times=times, validation=validation)
+        weights, unsettled = self.weights, self.unsettled
+        if unsettled is not None:
+            mask = np.zeros(len(self), np.bool_)
+            mask[kept] = True
+            weights, unsettled = unsettled.undone(weights, mask), unsettled.some(mask)
+        users, items, times = self.users[kept], self.items[kept], self.times[kept]
+        return replace(
+            self,
+            users=users,
+            items=items,
+            weights=weights[kept],
+            times=times,
+            validation=validation,
+            unsettled=unsettled if unsettled is not None and len(unsettled.by) else None,
+        )
 
     def histories(self) -> Histories:
         """One history per user (n_users of them), as of the end."""
@@ -155,11 +171,26 @@ class Interactions:
 
     def histories_before(self, cases: NDArray[np.int64]) -> Histories:
         """For each case (a position in these events) the user's history before that very event, as of its time."""
+        return next(self.batches_before(cases, max(len(cases), 1)), Histories.of_lists([]))
+
+    def batches_before(self, cases: NDArray[np.int64], batch: int) -> Iterator[Histories]:
+        """`histories_before` of `batch` cases after the other: the events are sorted by user once."""
         whole, order = self._by_user()
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))
-        as_of = self.times[cases]
-        return whole.gather(self._counted(self.users[cases], whole, order, as_of), place[cases], as_of)
+        for start in range(0, len(cases), batch):
+            some = cases[start : start + batch]
+            as_of = self.times[some]
+            found = whole.gather(self._counted(self.users[some], whole, order, as_of), place[some], as_of)
+            yield self._as_known(found, some)
+
+    def _as_known(self, histories: Histories, cases: NDArray[np.int64]) -> Histories:
+        """The histories before cases with the weights as they were known then."""
+        if self.unsettled is None:
+            return histories
+        oldest = None if self.ttl_ms is None else oldest_counted(histories.as_of, self.ttl_ms)
+        found = (histories.items, histories.weights, histories.times, histories.offsets)
+        return Histories(*self.unsettled.restored(found, cases, oldest), histories.as_of)
 
     def _by_user(self) -> tuple[Histories, NDArray[np.int64]]:
         """Every user's events, and where each stands in these."""

@@ -32,6 +32,7 @@ from app.state.record import (
     last_place,
     oldest,
 )
+from app.weighing import NEVER
 
 __all__ = ["NOT_IN_HISTORY", "Entry", "add", "drop_expired", "entries_of", "extend", "fold", "is_view", "read"]
 
@@ -99,12 +100,14 @@ def read(record: bytes | None, since: int | None = None) -> UserHistory:
     if REMOVE not in kinds:
         return UserHistory(tuple(items), types, times, values, version)
     keep = _kept(items, types)
+    followed = np.append(times[1:], NEVER)
     return UserHistory(
         tuple([items[place] for place in keep]),
         tuple([types[place] for place in keep]),
         times[keep],
         values[keep],
         version,
+        followed[keep],
     )
 
 

@@ -2,10 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from app.event_weights import EventWeights
+from app.weighing import NEVER, dwell_s, weights_of
 
 Kind = Literal["user", "session"]
 _GONE, _VERSION_MASK = 0x1E3779B97F4A7C, (1 << 53) - 1  # versions are exact as JSON numbers
@@ -21,6 +26,8 @@ class UserHistory:
         times: int64 (n,), event time in milliseconds.
         values: float32 (n,), NaN where the event had none.
         version: changes with every event that changes the history; 0 for an unknown id.
+        followed: int64 (n,), event time of what came next, removed entries included, milliseconds, `NEVER` behind the
+            newest; None: that of the next entry.
     """
 
     item_ids: tuple[str, ...]
@@ -28,6 +35,30 @@ class UserHistory:
     times: NDArray[np.int64]
     values: NDArray[np.float32]
     version: int
+    followed: NDArray[np.int64] | None = None
+
+    def next_times(self) -> NDArray[np.int64]:
+        """int64 (n,): when the next event came after each (`app.weighing`), milliseconds."""
+        return np.append(self.times[1:], NEVER) if self.followed is None else self.followed
+
+    def weights(self, weights: EventWeights, gap_s: float) -> NDArray[np.float32]:
+        """float32 (n,): what each entry weighs as of now (`app.weighing`); 0: does not count.
+
+        Args:
+            weights: by type.
+            gap_s: the longest silence within a session, seconds.
+        """
+        kinds = sorted(set(self.event_types))
+        known = {kind: weights[kind] for kind in kinds if kind in weights}
+        if not all(one.is_plain for one in known.values()):
+            places = {kind: place for place, kind in enumerate(kinds)}
+            codes = np.fromiter(map(places.__getitem__, self.event_types), np.int64, len(self.event_types))
+            dwell = partial(_dwell_of, self, gap_s)
+            return weights_of(weights, kinds, codes, self.values, dwell)
+        if len(kinds) == 1:  # most are
+            return np.full(len(self.event_types), sum(one.weight for one in known.values()), np.float32)
+        plain = {kind: one.weight for kind, one in known.items()}
+        return np.fromiter(map(plain.get, self.event_types, repeat(0.0)), np.float32, len(self.event_types))
 
     def since(self, oldest_ms: int) -> "UserHistory":
         """Without entries older than that; the version says how many are gone."""
@@ -36,7 +67,12 @@ class UserHistory:
             return self
         version = (self.version + gone * _GONE) & _VERSION_MASK
         left = (self.item_ids[gone:], self.event_types[gone:], self.times[gone:], self.values[gone:])
-        return UserHistory(*left, version) if left[0] else EMPTY_HISTORY
+        followed = None if self.followed is None else self.followed[gone:]
+        return UserHistory(*left, version, followed) if left[0] else EMPTY_HISTORY
+
+
+def _dwell_of(history: UserHistory, gap_s: float) -> NDArray[np.float32]:
+    return dwell_s(history.times, history.next_times(), gap_s)
 
 
 EMPTY_HISTORY = UserHistory((), (), np.empty(0, np.int64), np.empty(0, np.float32), 0)

@@ -31,7 +31,7 @@ class Trending:
     def __init__(self, settings: Settings) -> None:
         """Takes the surfaces with their weights, and `stats.trending_hours`."""
         self._weights: dict[str, dict[str, float]] = {
-            name: {kind: weight for kind, weight in surface.event_weights.items() if weight > 0}
+            name: {kind: one.weight for kind, one in surface.event_weights.items() if one.weight > 0}
             for name, surface in settings.surfaces.items()
         }
         self._hours = sorted(settings.stats.trending_hours)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from app.event_weights import by_type
 from app.events import importing
 from app.events.blocks import ReadBlock, block_hashes
 from app.events.columns import RECORDS, decode
@@ -29,8 +30,9 @@ from app.state import rebuild
 from app.state.history import entries_of
 from app.state.layout import StatePaths, database
 from tests.property.test_state import stored
-from tune.dataset import training_set, weighted
+from tune.dataset import counted, training_set
 
+CLICKS = by_type(click=1.0)
 SETTINGS = Settings.model_validate(
     {
         "kafka": {"bootstrap_servers": "127.0.0.1:1"},  # nobody is asked
@@ -246,5 +248,5 @@ def test_lake_rebuilt_state_and_training_have_one_order_of_imported_and_other_ev
     by_hand = sorted(events.to_pylist(), key=lambda row: (row["event_time"], row["partition"], row["offset"]))
     assert [row["item_id"] for row in by_hand] == wanted
     no_items = TABLES[ITEMS].empty_table()
-    learned = training_set(weighted(events, {"click": 1.0}), no_items, "now")
+    learned = training_set(counted(events, CLICKS), no_items, "now", weights=CLICKS, gap_s=1800.0)
     assert [learned.catalogue.item_ids[row] for row in learned.interactions.items] == wanted

@@ -9,7 +9,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the ground up; a module imports from its own package and from floors below.
 FLOORS = (
     ("app.section",),
-    ("app.errors", "app.surfaces", "app.faults", "app.time_to_live", "app.own_folders", "app.heap"),
+    ("app.errors", "app.event_weights", "app.faults", "app.time_to_live", "app.own_folders", "app.heap"),
+    ("app.surfaces", "app.weighing"),
     ("app.settings", "app.artifacts"),
     ("app.database",),
     ("app.erasure",),

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import SettingsError
-from app.settings import load_settings
+from app.settings import Settings, load_settings
 from scripts.settings_reference import reference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -13,6 +13,20 @@ def write(folder: Path, text: str) -> Path:
     file = folder / "manta.yaml"
     file.write_text(text)
     return file
+
+
+def test_event_weights_are_numbers_or_functions_of_the_value_and_written_as_they_were_given(tmp_path: Path) -> None:
+    text = "surfaces: {home: {event_weights: {view: {log1p: true, min_s: 3, cap_s: 300}, click: 2}}}"
+    found = load_settings(write(tmp_path, text), {"MANTA_LEARN__EVENT_WEIGHTS": "{rating: {min: 4}}"})
+    weights = found.surfaces["home"].event_weights
+    assert (weights["click"].of(float("nan")), weights["view"].of(2.5), weights["view"].of(float("nan"))) == (2, 0, 1)
+    plain = found.model_dump(mode="json")
+    assert plain["surfaces"]["home"]["event_weights"] == {
+        "view": {"log1p": True, "min_s": 3.0, "cap_s": 300.0},
+        "click": 2.0,
+    }
+    assert plain["learn"]["event_weights"] == {"rating": {"min": 4.0}}
+    assert Settings.model_validate(plain) == found == Settings.model_validate_json(found.model_dump_json())
 
 
 def test_environment_over_file_over_default(tmp_path: Path) -> None:
@@ -49,6 +63,29 @@ def test_a_surface_can_be_changed_from_the_environment(tmp_path: Path) -> None:
         ("stats: {trending_hours: [true, 2]}", {}, ["stats.trending_hours", "number"]),
         ("surfaces: {home: {k: on}}", {}, ["surfaces.home.k", "True", "number"]),
         ("surfaces: {home: {event_weights: {click: true}}}", {}, ["surfaces.home.event_weights", "number"]),
+        ("surfaces: {home: {event_weights: {view: {log1q: true}}}}", {}, ["event_weights.view.log1q", "no such key"]),
+        (
+            "surfaces: {home: {event_weights: {view: {min_s: -1}}}}",
+            {},
+            ["event_weights.view.min_s", "-1", "equal to 0"],
+        ),
+        ("surfaces: {home: {event_weights: {view: {cap_s: 9}}}}", {}, ["event_weights.view:", "wanted log1p: true or"]),
+        ("learn: {event_weights: {view: {log1p: true, linear: true}}}", {}, ["wanted log1p or linear, not both"]),
+        ("learn: {event_weights: {view: {min: 1, min_s: 2}}}", {}, ["learn.event_weights.view:", "wanted min_s and"]),
+        (
+            "learn: {event_weights: {view: {log1p: true, min_s: 9, cap_s: 3}}}",
+            {},
+            ["wanted a cap not below the minimum 9"],
+        ),
+        (
+            "learn: {event_weights: {view: {missing: 1}}}",
+            {},
+            ["view:", "wanted log1p, linear, min or min_s with missing"],
+        ),
+        ("learn: {event_weights: {click: -1}}", {}, ["learn.event_weights.click", "-1", "equal to 0"]),
+        ("learn: {event_weights: {click: .nan}}", {}, ["learn.event_weights.click", "nan", "finite number"]),
+        ("learn: {event_weights: {click: [1]}}", {}, ["learn.event_weights.click", "[1]", "number"]),
+        ("learn: {event_weights: 1}", {}, ["learn.event_weights", "found 1", "dictionary"]),
         ("kafka: {max_in_flight_events: 1999}", {}, ["kafka.max_in_flight_events", "1999", "2000"]),
     ],
 )

@@ -12,15 +12,16 @@ import pytest
 
 from app.erasure.erased import Boundary, Entry, Erased, Salt
 from app.errors import BundleError, MantaError
+from app.event_weights import by_type
 from app.events.columns import EVENT_COLUMNS as EVENT_SCHEMA
 from app.lake.tables import ARRIVED
 from app.settings import LearnSettings, Settings
 from app.state.memory import MemoryState
 from app.time_to_live import DAY_MS
-from tune.dataset import EVENT_COLUMNS, TrainingSet, item_columns, rows_of, training_set, weighted
+from tune.dataset import EVENT_COLUMNS, TrainingSet, counted, item_columns, rows_of, training_set
 from tune.package import recent_users, write_without_erased
 
-WEIGHTS = {"rating": 1.0, "click": 0.5, "view": 0.0}
+WEIGHTS = by_type(rating=1.0, click=0.5, view=0.0)
 ITEMS = pa.table(
     {
         "item_id": ["c", "a", "b", "gone", "never"],
@@ -32,12 +33,13 @@ ITEMS = pa.table(
 
 def made(*rows: tuple[Any, ...], items: pa.Table = ITEMS, ttl_ms: int | None = None) -> TrainingSet:
     """Rows of (user, session, item, type, second, partition, offset)."""
-    names = ("user_id", "session_id", "item_id", "event_type", "event_time", "partition", "offset")
+    names = [name for name in EVENT_COLUMNS if name != "value"]
     types = (*[pa.string()] * 4, pa.timestamp("us", "UTC"), pa.int32(), pa.int64())
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(names)
     columns[4:5] = [tuple(second * 1_000_000 for second in columns[4])]
     table = pa.table({n: pa.array(c, t) for n, c, t in zip(names, columns, types, strict=True)})
-    return training_set(weighted(table, WEIGHTS), items, "s", ttl_ms=ttl_ms)
+    table = table.append_column("value", pa.nulls(len(table), pa.float64()))
+    return training_set(counted(table, WEIGHTS), items, "s", weights=WEIGHTS, gap_s=1800.0, ttl_ms=ttl_ms)
 
 
 def events_of(found: TrainingSet) -> list[tuple[str, str]]:

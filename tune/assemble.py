@@ -15,13 +15,14 @@ from app.features.statistics import ItemStatistics
 from app.features.table import feature_names, make_spec
 from app.models.candidate import CandidateModel
 from app.models.interactions import Catalogue, Histories, Interactions
-from app.ranking.examples import Examples, training_examples
-from app.ranking.network import NetworkParams, NetworkRanker
+from app.ranking.examples import Examples, both
+from app.ranking.next_events import statistics_steps, training_examples
 from app.ranking.ranker import Ranker
 from app.retrieval.allowed import Allowed
 from app.retrieval.merge import Found, merge
 from app.retrieval.query import Query
 from app.retrieval.sources import Source, retrieve, source_of
+from tune.ranker_plan import RankerPlan
 
 Mix = tuple[tuple[str, int], ...]
 Describe = Callable[[Catalogue, Sequence[str]], FeatureSpec]
@@ -33,11 +34,10 @@ FILLERS = ("content", "popularity")
 MOST_SOURCES = 4
 WORTH = 0.02  # a further source must find this share more targets: each costs time in every answer
 MOST_RANKER_CASES = 6000
-LEAST_RANKER_CASES, MANY_RANKER_CASES = 50, 20_000  # cases whose target was retrieved
-SMALL = NetworkParams(cross_layers=0, hidden=16)  # with few cases a larger network varies more from seed to seed
 MIX_CASES = 1000
 INTERVAL_ERRORS = 1.96  # standard errors from a mean to the end of its 95 % interval
 BATCH = 64
+DEFAULT_PLAN = RankerPlan()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +68,16 @@ class Assembled:
 
 @dataclass(frozen=True, slots=True)
 class Slices:
-    """Cases to choose by: positions in `interactions`, ascending; the ranker slice comes before validation."""
+    """Cases to choose by: positions in `interactions`, ascending; the ranker slice comes before validation.
+
+    `statistics_age_h`: how old item statistics get while they serve; None: as old as a slice (`statistics_steps`).
+    """
 
     interactions: Interactions
     ranker: NDArray[np.int64]
     validation: NDArray[np.int64]
     history_limit: int
+    statistics_age_h: float | None = None
 
 
 def assemble(
@@ -87,6 +91,7 @@ def assemble(
     candidates: int,
     seed: int,
     describe: Describe = make_spec,
+    rankers: RankerPlan = DEFAULT_PLAN,
 ) -> Assembled:
     """Chooses the chain as it will serve: whatever is asked has learned from everything up to what it is asked for.
 
@@ -100,6 +105,7 @@ def assemble(
         earlier: fits families again, before the ranker slice.
         candidates: how many reach the ranker.
         describe: makes the spec of the features.
+        rankers: which are tried.
     """
     sources = {name: source_of(model) for name, model in models.items()}
     random = np.random.default_rng(seed)
@@ -120,11 +126,12 @@ def assemble(
     ]
     ablation = {f"{name} alone": value for name, value in sorted(values.items(), key=lambda entry: -entry[1])}
     ablation |= {"sources merged": found[1][1].metrics[metric]}
-    ranker = fit_ranker(learned, spec, seed)
-    if ranker is not None:
-        ranked = evaluated(score_ranks(judged, ranker.score(judged.features)), users)
-        ablation |= {"merged and ranked": ranked.metrics[metric]}
-        found.append((Chain(mix, candidates, ranker, spec), ranked))
+    for kind in rankers.kinds:
+        ranker = rankers.fitted(kind, feature_names(spec), learned, seed)
+        if ranker is not None:
+            ranked = evaluated(score_ranks(judged, ranker.score(judged.features)), users)
+            ablation |= {f"merged and ranked ({kind})": ranked.metrics[metric]}
+            found.append((Chain(mix, candidates, ranker, spec), ranked))
     chain, evaluation = chosen(found, metric)
     return Assembled(chain, evaluation, ablation, both(learned, judged))
 
@@ -154,28 +161,18 @@ def _examples(
     chain: Chain, sources: Mapping[str, Source], items: ItemFeatures, slices: Slices, cases: NDArray[np.int64]
 ) -> Examples:
     """What a chain retrieves for some cases, with item statistics as of the slice that they are of."""
-    since = int(slices.interactions.times[cases[0]]) if len(cases) else 0
+    whole, half_lives = slices.interactions, chain.spec.half_lives_days
     return training_examples(
         functools.partial(retrieve, sources),
-        slices.interactions,
+        whole,
         cases,
         spec=chain.spec,
         items=items,
-        statistics=ItemStatistics.of(slices.interactions, chain.spec.half_lives_days, as_of=since),
+        statistics=statistics_steps(whole, cases, half_lives, slices.statistics_age_h),
         mix=chain.mix,
         limit=chain.candidates,
         history_limit=slices.history_limit,
     )
-
-
-def fit_ranker(examples: Examples, spec: FeatureSpec, seed: int) -> NetworkRanker | None:
-    """A ranker trained on the examples, None: too few of them hold their target."""
-    usable = len(examples.with_target())
-    if usable < LEAST_RANKER_CASES:
-        return None
-    ranker = NetworkRanker(feature_names(spec), SMALL if usable < MANY_RANKER_CASES else None)
-    ranker.fit(examples, seed=seed)
-    return ranker
 
 
 def choose_mix(
@@ -241,26 +238,19 @@ def judge_chain(
 
 def order_ranks(examples: Examples) -> NDArray[np.float64]:
     """float64 (cases,): the target's place in retrieval order from 1, infinite where it was not retrieved."""
-    return np.where(examples.targets >= 0, examples.targets + 1.0, np.inf)
+    targets = examples.targets
+    return np.where(targets >= 0, targets + 1.0, np.inf)
 
 
 def score_ranks(examples: Examples, scores: NDArray[np.float32]) -> NDArray[np.float64]:
     """float64 (cases,): the target's place by score from 1; equal scores keep retrieval order, as at serving."""
-    has = examples.targets >= 0
-    rows = np.where(has, examples.offsets[:-1] + examples.targets, 0)
+    targets = examples.targets
+    has = targets >= 0
+    rows = np.where(has, examples.offsets[:-1] + targets, 0)
     mine = np.where(has, scores[rows] if len(scores) else 0.0, np.inf)[examples.owner]
     earlier = np.arange(len(scores)) < rows[examples.owner]
     above = np.bincount(examples.owner, (scores > mine) | ((scores == mine) & earlier), minlength=len(examples))
     return np.where(has, 1.0 + above, np.inf)
-
-
-def both(first: Examples, second: Examples) -> Examples:
-    """Two sets of examples in one."""
-    return Examples(
-        np.concatenate([first.features, second.features]),
-        np.concatenate([first.offsets, first.offsets[-1] + second.offsets[1:]]),
-        np.concatenate([first.targets, second.targets]),
-    )
 
 
 def _some(cases: NDArray[np.int64], most: int, random: np.random.Generator) -> NDArray[np.int64]:

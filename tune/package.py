@@ -27,15 +27,16 @@ from app.errors import BundleError, NotFound
 from app.evaluation.protocols import Evaluation
 from app.evaluation.splits import TimeSplit
 from app.features.statistics import ItemStatistics
-from app.features.table import make_spec
+from app.features.table import feature_names, make_spec
 from app.models.candidate import CandidateModel, StaticModel
 from app.models.families import family_of, load_model
 from app.models.interactions import Catalogue, Histories
 from app.retrieval.sources import Source, retrieve, source_of
 from app.settings import Settings
-from tune.assemble import BATCH, Assembled, Chain, Slices, assemble, fit_ranker, judge_chain, plain_query
+from tune.assemble import BATCH, Assembled, Chain, Slices, assemble, judge_chain, plain_query
 from tune.dataset import TrainingSet
 from tune.journal import TrialRecord
+from tune.ranker_plan import RankerPlan
 from tune.space import SweepFile
 from tune.trial import cap_threads, refit
 from tune.worker import refit_task
@@ -89,15 +90,16 @@ def package(
         models,
         {family: float(trial.value or 0.0) for family, trial in best.items()},
         data.catalogue,
-        Slices(data.interactions, split.ranker_cases, cases, sweep.history_limit),
+        Slices(data.interactions, split.ranker_cases, cases, sweep.history_limit, settings.learn.statistics_age_h),
         earlier=earlier,
         metric=str(sweep.metric),
         candidates=settings.surfaces[settings.default_surface].candidates,
         seed=seed,
         describe=partial(make_spec, also=settings.learn.extra_features, session_gap_s=settings.learn.session_gap_s),
+        rankers=sweep.ranker,
     )
     tell("fitting the chosen sources on everything")
-    chain = _with_final_ranker(assembled, seed)
+    chain = _with_final_ranker(assembled, sweep.ranker, seed)
     final = fits.get([family for family, _ in chain.mix], len(data.interactions))
     tell("writing the bundle")
     registry = open_registry(settings, home)
@@ -130,7 +132,7 @@ def package(
             shutil.rmtree(retired.folder, ignore_errors=True)
     finally:
         registry.close()
-    figures = {"mix": [list(entry) for entry in chain.mix], "ranker": chain.ranker is not None}
+    figures = {"mix": [list(entry) for entry in chain.mix], "ranker": "" if chain.ranker is None else chain.ranker.kind}
     return Packaged(bundle, figures | {"metric": str(sweep.metric), "ablation": assembled.ablation})
 
 
@@ -173,12 +175,13 @@ class _Fits:
         return {family: ray.get(self._asked[family, events]) for family in families}
 
 
-def _with_final_ranker(assembled: Assembled, seed: int) -> Chain:
+def _with_final_ranker(assembled: Assembled, rankers: RankerPlan, seed: int) -> Chain:
     """The chosen chain; its ranker, if it has one, trained again on all examples."""
     chain = assembled.chain
     if chain.ranker is None:
         return chain
-    ranker = fit_ranker(assembled.examples, chain.spec, seed) or chain.ranker
+    kind, names = chain.ranker.kind, feature_names(chain.spec)
+    ranker = rankers.fitted(kind, names, assembled.examples, seed) or chain.ranker
     return Chain(chain.mix, chain.candidates, ranker, chain.spec)
 
 

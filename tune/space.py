@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from app.errors import SettingsError
 from app.evaluation.protocols import KS
 from app.models.families import FAMILIES, Choice, Family, FloatRange, IntRange, Range
+from app.ranking.kinds import LambdaParams, NetworkParams
 from app.settings import Settings
+from tune.ranker_plan import RankerPlan
 
 KINDS = ("choice", "uniform", "loguniform", "int", "logint")
 METRICS = tuple(f"{name}_at_{k}" for name in ("ndcg", "hit_rate", "mrr", "recall") for k in KS)
@@ -116,20 +118,43 @@ class FamilyPlan(_Part):
         return {name: _range(spec) for name, spec in self.space.items()}
 
 
+class ObjectivePlan(_Part):
+    """What serving a model costs, in the unit of the metric."""
+
+    latency_ms: float = Field(0.0, ge=0, description="Of a millisecond that the candidates of one user take.")
+    megabyte: float = Field(0.0, ge=0, description="Of a megabyte of the saved model.")
+
+
 class SweepFile(_Part):
     """One file under `tune/sweeps/`."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="Part of the sweep's id.")
     metric: Literal[METRICS] | None = Field(None, description="What is maximised; null: `learn.metric`.")  # type: ignore[valid-type]
     seed: int | None = Field(None, ge=0, description="Null: `learn.seed`.")
-    search: Literal["optuna", "random", "grid"] = Field("optuna", description="Where the next trial is looked for.")
-    scheduler: Literal["asha", "none"] = Field("asha", description="Whether weak trials of iterative families stop.")
+    search: Literal["optuna", "population", "random", "grid"] = Field(
+        "optuna", description="Where the next trial is looked for."
+    )
+    population: int = Field(8, ge=2, description="Of `search: population`: the trials that parents are drawn from.")
+    scheduler: Literal["asha", "none"] | None = Field(
+        None, description="Whether weak trials of iterative families stop; null: `asha`, by segment `none`."
+    )
     grace: int = Field(1, ge=1, description="Passes before `asha` may stop a trial.")
     reduction: float = Field(3.0, gt=1, description="`asha` lets one in this many go on from rung to rung.")
     max_concurrent: int | None = Field(None, ge=1, description="Trials at once; null: as many as fit.")
     cpus: float = Field(1.0, gt=0, description="CPUs a trial reserves; its thread pools are capped to them.")
     budget_s: float | None = Field(None, gt=0, description="After this no trial goes on; the best so far counts.")
+    budget_cost: float | None = Field(None, gt=0, description="The same by cost, in the unit of the prices.")
+    cpu_hour: float = Field(0.0, ge=0, description="Price of a CPU that a worker holds for an hour.")
+    gpu_hour: float = Field(0.0, ge=0, description="Price of a GPU that a worker holds for an hour.")
+    retries: int = Field(
+        1, ge=0, le=10, description="Further attempts where a trial's process dies or the machine fails it."
+    )
+    objective: ObjectivePlan = Field(ObjectivePlan(), description="What is taken off the metric.")
+    latency_probes: int = Field(
+        20, ge=0, description="Single requests that measure a model's latency; 0: not measured."
+    )
     history_limit: int = Field(200, ge=1, le=10_000, description="Newest events of a history that models see.")
+    ranker: RankerPlan = Field(RankerPlan(), description="Which rankers are tried, with which parameters.")
     families: dict[str, FamilyPlan] = Field(min_length=1)
 
 
@@ -176,7 +201,16 @@ def parse_sweep(loaded: Any, origin: str, settings: Settings) -> SweepFile:
         filled.pop("seed")
     if filled["metric"] not in METRICS:
         raise SettingsError("settings", "learn.metric", filled["metric"], "one of " + ", ".join(METRICS))
-    return sweep.model_copy(update=filled)
+    _check_whole(sweep, origin)
+    return sweep.model_copy(update={**filled, "scheduler": sweep.scheduler or "asha"})
+
+
+def _check_whole(sweep: SweepFile, origin: str) -> None:
+    """Keys that contradict each other."""
+    if sweep.budget_cost is not None and not sweep.cpu_hour and not sweep.gpu_hour:
+        raise SettingsError(origin, "budget_cost", sweep.budget_cost, "cpu_hour or gpu_hour beside it: a price")
+    if sweep.objective.latency_ms and not sweep.latency_probes:
+        raise SettingsError(origin, "latency_probes", 0, "at least 1, since objective.latency_ms weighs the latency")
 
 
 def _first_error(error: ValidationError, origin: str) -> SettingsError:
@@ -185,11 +219,20 @@ def _first_error(error: ValidationError, origin: str) -> SettingsError:
     # Below a parameter pydantic repeats the kind of spec ("loguniform"), once as the tag, once as the field.
     key = ".".join(part for place, part in enumerate(path) if place == 0 or part != path[place - 1])
     if first["type"] == "extra_forbidden":
-        model = FamilyPlan if path[0] == "families" else SweepFile
-        return SettingsError(origin, key, first.get("input"), "one of the keys " + ", ".join(model.model_fields))
+        return SettingsError(origin, key, first.get("input"), "one of the keys " + ", ".join(_keys_at(path)))
     if first["type"] == "missing":
         return SettingsError(origin, key, "nothing", "this key")
     return SettingsError(origin, key, first.get("input"), first["msg"].removeprefix("Value error, "))
+
+
+def _keys_at(path: list[str]) -> list[str]:
+    """The keys that the mapping has in which the last part of the path was found."""
+    if path[0] == "objective" and len(path) > 1:
+        return [*ObjectivePlan.model_fields]
+    if path[0] == "ranker" and len(path) > 1:
+        inner: dict[str, type[BaseModel]] = {"network": NetworkParams, "lightgbm": LambdaParams}
+        return [*(inner.get(path[1], RankerPlan) if len(path) > 2 else RankerPlan).model_fields]
+    return [*(FamilyPlan if path[0] == "families" else SweepFile).model_fields]
 
 
 def _check_space(plan: FamilyPlan, family: Family, search: str, where: str, origin: str) -> None:

@@ -23,11 +23,9 @@ from app.features.table import feature_names
 from app.models.candidate import CandidateModel
 from app.models.families import load_model
 from app.models.interactions import Catalogue
-from app.ranking.network import NetworkRanker
+from app.ranking.kinds import RANKERS
 from app.ranking.ranker import Ranker
 from app.retrieval.sources import Source, source_of
-
-RANKERS: dict[str, type[Ranker]] = {NetworkRanker.kind: NetworkRanker}
 
 EncodeItems = Callable[[Sequence[Mapping[str, Any]]], NDArray[np.float32]]
 

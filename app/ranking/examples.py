@@ -1,148 +1,119 @@
-"""Training rows of the ranker: real candidates for past events, with the features that serving would have seen."""
+"""Training rows of a ranker: the candidates of many cases, their features, and what came of each."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.features.items import ItemFeatures
-from app.features.spec import FeatureSpec
-from app.features.statistics import ItemStatistics
-from app.features.table import FeatureContext, feature_names, features
-from app.models.interactions import Histories, Interactions
-from app.retrieval.query import Candidates, Query
+Kept = slice | NDArray[np.int64] | NDArray[np.bool_]
 
-Retrieve = Callable[[Query], Candidates]
+NEXT = "next"  # the objective of examples from histories: the very next event was with this item
 
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Candidates of many cases with their features, flat.
+    """Candidates of C cases, flat: R rows in all.
 
     Attributes:
         features: float32 (R, F).
-        offsets: int64 (cases + 1,).
-        targets: int64 (cases,): place of the target among the case's candidates from 0; -1: it was not retrieved.
+        offsets: int64 (C + 1,).
+        labels: float32 (R, O), 1 where the row was answered by the objective, else 0.
+        objectives: names of the O objectives.
+        positions: int32 (R,), where the row was shown, from 1; 0: it was not shown, only retrieved.
     """
 
     features: NDArray[np.float32]
     offsets: NDArray[np.int64]
-    targets: NDArray[np.int64]
+    labels: NDArray[np.float32]
+    objectives: tuple[str, ...]
+    positions: NDArray[np.int32]
+
+    @classmethod
+    def of_targets(
+        cls, features: NDArray[np.float32], offsets: NDArray[np.int64], targets: NDArray[np.int64]
+    ) -> "Examples":
+        """Of one objective, NEXT. `targets`: int64 (C,), place of the target in its case, -1: it was not retrieved."""
+        labels = np.zeros((len(features), 1), np.float32)
+        found = np.flatnonzero(targets >= 0)
+        labels[offsets[:-1][found] + targets[found]] = 1.0
+        return cls(features, offsets, labels, (NEXT,), np.zeros(len(features), np.int32))
 
     def __len__(self) -> int:
-        return len(self.targets)
+        return len(self.offsets) - 1
 
     @property
     def owner(self) -> NDArray[np.int64]:
         """int64 (R,): the case of each row."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
+    @property
+    def targets(self) -> NDArray[np.int64]:
+        """int64 (C,): place of the first row that the first objective answered, from 0; -1: none."""
+        targets = np.full(len(self), -1, np.int64)
+        hits = np.flatnonzero(self.labels[:, 0] > 0)[::-1]
+        cases = np.searchsorted(self.offsets, hits, side="right") - 1
+        targets[cases] = hits - self.offsets[cases]
+        return targets
+
     def slice(self, start: int, end: int) -> "Examples":
         """Cases start to end - 1, without copying rows."""
         first, last = self.offsets[start], self.offsets[end]
-        return Examples(self.features[first:last], self.offsets[start : end + 1] - first, self.targets[start:end])
+        return self._rows(np.s_[first:last], self.offsets[start : end + 1] - first)
 
     def take(self, cases: NDArray[np.int64]) -> "Examples":
         """The given cases, in that order."""
         lengths = np.diff(self.offsets)[cases]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][cases] - offsets[:-1], lengths)
-        return Examples(self.features[rows], offsets, self.targets[cases])
+        return self._rows(np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][cases] - offsets[:-1], lengths), offsets)
 
     def thinned(self, most: int, random: np.random.Generator) -> "Examples":
-        """About `most` random candidates of each case, the target always among them."""
+        """About `most` random candidates of each case, those that were answered always among them."""
         lengths = np.diff(self.offsets)
         if not len(lengths) or lengths.max() <= most:
             return self
         keep = random.random(len(self.features), np.float32) < (most / np.maximum(lengths, 1))[self.owner]
-        has = self.targets >= 0
-        rows = self.offsets[:-1] + np.maximum(self.targets, 0)
-        keep[rows[has]] = True
+        keep |= self.labels.any(axis=1)
         before = np.concatenate([[0], np.cumsum(keep)]).astype(np.int64)
-        targets = np.where(has, before[np.where(has, rows, 0)] - before[self.offsets[:-1]], -1)
-        return Examples(self.features[keep], before[self.offsets], targets)
+        return self._rows(keep, before[self.offsets])
 
-    def with_target(self) -> "Examples":
-        """Only the cases whose target was retrieved."""
-        found = np.flatnonzero(self.targets >= 0)
+    def answered(self) -> "Examples":
+        """Only the cases of which some row was answered: the others say nothing of an order."""
+        rows = self.labels.any(axis=1)
+        found = np.unique(self.owner[rows])
         return self if len(found) == len(self) else self.take(found)
 
+    def _rows(self, rows: Kept, offsets: NDArray[np.int64]) -> "Examples":
+        return replace(
+            self,
+            features=self.features[rows],
+            offsets=offsets,
+            labels=self.labels[rows],
+            positions=self.positions[rows],
+        )
 
-def training_examples(
-    retrieve: Retrieve,
-    interactions: Interactions,
-    cases: NDArray[np.int64],
-    *,
-    spec: FeatureSpec,
-    items: ItemFeatures,
-    statistics: ItemStatistics,
-    mix: Sequence[tuple[str, int]],
-    limit: int,
-    history_limit: int = 200,
-    batch: int = 64,
-    user_columns: Sequence[Mapping[str, Any] | None] | None = None,
-) -> Examples:
-    """Candidates and features of past events, as serving would have had them just before each.
 
-    The sources behind `retrieve` and the statistics must have been fitted on events before the first case;
-    otherwise the ranker learns from what it will not have.
-
-    Args:
-        retrieve: the real retrieval, for example `functools.partial(retrieve, sources)`.
-        interactions: all events; each case's history is its user's earlier ones.
-        cases: int64, ascending positions in `interactions`.
-        mix, limit: as in `Query`.
-        history_limit: newest entries that models and features look at; all consumed items are banned nevertheless.
-        batch: cases retrieved at once; memory beyond the result is bounded by it.
-        user_columns: per user of `interactions`, for a spec that names some.
-
-    Returns:
-        Examples of all cases; a case without candidates has no rows and target -1.
+def both(first: Examples, second: Examples) -> Examples:
+    """Two sets of the same objectives in one.
 
     Raises:
-        ValueError: the statistics are from after the first case.
+        ValueError: their objectives differ.
     """
-    if len(cases) and statistics.as_of > interactions.times[cases[0]]:
-        first = int(interactions.times[cases[0]])
-        raise ValueError(f"statistics as of {statistics.as_of}: wanted none later than the first case ({first})")
-    parts = []
-    for chosen, histories, query in _queries(interactions, cases, mix, limit, history_limit, batch):
-        found = retrieve(query)
-        columns = None if user_columns is None else [user_columns[u] for u in interactions.users[chosen].tolist()]
-        context = FeatureContext(
-            spec, histories, found, [name for name, _ in query.mix], items, statistics, user_columns=columns
-        )
-        parts.append((features(spec, context), np.diff(found.offsets), _targets(found, interactions.items[chosen])))
-    if not parts:
-        width = len(feature_names(spec))
-        return Examples(np.empty((0, width), np.float32), np.zeros(1, np.int64), np.empty(0, np.int64))
-    lengths = np.concatenate([part[1] for part in parts])
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return Examples(np.concatenate([part[0] for part in parts]), offsets, np.concatenate([part[2] for part in parts]))
+    if first.objectives != second.objectives:
+        raise ValueError(f"examples: found objectives {first.objectives} and {second.objectives}, wanted the same")
+    return Examples(
+        np.concatenate([first.features, second.features]),
+        np.concatenate([first.offsets, first.offsets[-1] + second.offsets[1:]]),
+        np.concatenate([first.labels, second.labels]),
+        first.objectives,
+        np.concatenate([first.positions, second.positions]),
+    )
 
 
-def _queries(
-    interactions: Interactions,
-    cases: NDArray[np.int64],
-    mix: Sequence[tuple[str, int]],
-    limit: int,
-    history_limit: int,
-    batch: int,
-) -> Iterator[tuple[NDArray[np.int64], Histories, Query]]:
-    for start in range(0, len(cases), batch):
-        chosen = cases[start : start + batch]
-        whole = interactions.histories_before(chosen)
-        recent = whole.last(history_limit)
-        masks = np.empty((0, interactions.n_items), np.bool_)
-        unmasked = np.full(len(chosen), -1, np.int32)
-        yield chosen, recent, Query(recent, whole.items, whole.offsets, masks, unmasked, tuple(mix), limit)
-
-
-def _targets(found: Candidates, wanted: NDArray[np.int32]) -> NDArray[np.int64]:
-    """int64 (B,): where each question's wanted row stands among its candidates, -1: nowhere."""
-    targets = np.full(len(wanted), -1, np.int64)
-    hits = np.flatnonzero(found.rows == wanted[found.owner])
-    targets[found.owner[hits]] = hits - found.offsets[:-1][found.owner[hits]]
-    return targets
+def ndcg_of_targets(scores: NDArray[np.float32], examples: Examples, k: int = 10) -> NDArray[np.float64]:
+    """float64 (C,): 1 / log2(1 + place of the target among its candidates), 0 beyond k or without a target."""
+    targets = examples.targets
+    has = targets >= 0
+    rows = np.where(has, examples.offsets[:-1] + np.maximum(targets, 0), 0)
+    reference = np.where(has, scores[rows] if len(scores) else 0.0, np.inf)
+    better = np.bincount(examples.owner, scores > reference[examples.owner], minlength=len(examples))
+    return np.where(has & (better < k), 1.0 / np.log2(better + 2.0), 0.0)

@@ -21,8 +21,8 @@ from app.features.items import ItemFeatures
 from app.features.statistics import ItemStatistics
 from app.features.table import feature_names, make_spec
 from app.models.families import make
-from app.ranking.examples import training_examples
 from app.ranking.network import NetworkParams, NetworkRanker
+from app.ranking.next_events import training_examples
 from app.retrieval.sources import retrieve, source_of
 from tests.unit.chain_world import DAY_MS, World, catalogue, interactions
 

@@ -12,7 +12,7 @@ from app.features.statistics import ItemStatistics
 from app.models.candidate import CandidateModel
 from app.models.families import make
 from app.models.interactions import Catalogue
-from app.ranking.examples import Examples
+from app.ranking.examples import Examples, both
 from app.ranking.network import NetworkRanker
 from app.retrieval.sources import retrieve, source_of
 from tests.unit.chain_world import catalogue, interactions
@@ -22,7 +22,6 @@ from tune.assemble import (
     Slices,
     alone,
     assemble,
-    both,
     choose_mix,
     chosen,
     judge_chain,
@@ -35,7 +34,9 @@ from tune.assemble import (
 def examples(*targets: int) -> Examples:
     """Three candidates a case."""
     n = len(targets)
-    return Examples(np.zeros((3 * n, 1), np.float32), np.arange(0, 3 * n + 1, 3), np.array(targets, np.int64))
+    return Examples.of_targets(
+        np.zeros((3 * n, 1), np.float32), np.arange(0, 3 * n + 1, 3), np.array(targets, np.int64)
+    )
 
 
 def test_ranks_by_order_and_by_score() -> None:

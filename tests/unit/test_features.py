@@ -18,7 +18,7 @@ from app.features.statistics import ItemStatistics
 from app.features.table import ON_REQUEST, FeatureContext, feature_names, features, make_spec
 from app.models.families import make
 from app.models.interactions import Catalogue, Histories, Interactions
-from app.ranking.examples import training_examples
+from app.ranking.next_events import training_examples
 from app.retrieval.query import Candidates, Query
 from app.retrieval.sources import retrieve, source_of
 from app.settings import LearnSettings

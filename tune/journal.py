@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from app.errors import MantaError
+
 State = Literal["running", "done", "stopped", "failed", "cut"]
 # Trials that a resumed sweep does not run again; `cut` (by the budget or an interruption) and `running` ones it does.
 FINISHED = frozenset({"done", "stopped", "failed"})
@@ -19,8 +21,10 @@ def trial_name(family: str, number: int) -> str:
 
 @dataclass(slots=True)
 class TrialRecord:
-    """One trial. `value` is the sweep's metric; `passes` lists (pass, value) of an iterative family, from 1.
+    """One trial. `value` is what the sweep maximises; `passes` lists (pass, value) of an iterative family, from 1.
 
+    `latency_ms`: the median of one user's retrieval. `wall_s`: seconds that a worker was held; `cost`: of these, by the
+    sweep's prices. `attempts`: how often it was begun. `note`: what went wrong beside the result.
     States: running; done; stopped (by the scheduler); failed (`error` says why); cut (by budget or interruption).
     """
 
@@ -36,6 +40,11 @@ class TrialRecord:
     evaluate_s: float = 0.0
     bytes: int | None = None
     error: str | None = None
+    latency_ms: float | None = None
+    wall_s: float = 0.0
+    cost: float = 0.0
+    attempts: int = 1
+    note: str | None = None
 
     def take(self, result: dict[str, Any]) -> None:
         """Takes over a report of the trial."""
@@ -46,6 +55,8 @@ class TrialRecord:
         self.metrics = {name: float(value) for name, value in result["metrics"].items()}
         self.fit_s, self.evaluate_s = float(result["fit_s"]), float(result["evaluate_s"])
         self.bytes = result.get("bytes") or self.bytes
+        self.latency_ms = result.get("latency_ms")
+        self.note = result.get("note")
         if result["pass"]:
             self.passes = [entry for entry in self.passes if entry[0] != result["pass"]]
             self.passes.append((int(result["pass"]), self.value))
@@ -70,19 +81,35 @@ class Journal:
         self.trials[found["name"]] = TrialRecord(**found)
 
     def write(self, record: TrialRecord) -> None:
-        """Puts the trial as it stands on disk."""
+        """Puts the trial as it stands on disk.
+
+        Raises:
+            MantaError: it cannot be written (a full disk); lines that stand there are not harmed.
+        """
         self.trials[record.name] = record
-        # A torn last line gets its end first, so that this one stands by itself.
-        with self.file.open("ab") as file:
-            start = b"\n" if file.tell() else b""
-            file.write(start + json.dumps(asdict(record)).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.file, asdict(record))
 
     @property
     def finished(self) -> list[TrialRecord]:
         """Trials that need not run again, in the order of their names."""
         return [self.trials[name] for name in sorted(self.trials) if self.trials[name].state in FINISHED]
+
+
+def append_line(file: Path, document: Any) -> None:
+    """Adds a line of JSON and waits until it is on disk. A torn last line gets its end first: this one stands alone.
+
+    Raises:
+        MantaError: it cannot be written (a full disk).
+    """
+    try:
+        with file.open("ab") as opened:
+            start = b"\n" if opened.tell() else b""
+            opened.write(start + json.dumps(document).encode())
+            opened.flush()
+            os.fsync(opened.fileno())
+    except OSError as error:
+        again = f"what it holds stays, and `--resume {file.parent.name}` goes on from there"
+        raise MantaError(f"{file}: found {error.strerror or error}, wanted room for a result: {again}") from error
 
 
 def ranked(trials: Iterable[TrialRecord]) -> list[TrialRecord]:

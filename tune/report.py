@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
@@ -50,6 +50,7 @@ class SweepReport:
         bundle: the bundle it registered; None: it was asked not to.
         package: the bundle's figures (mix, ablation), empty without one.
         order_mattered: whether results may depend on how many trials ran at once (early stopping, Optuna).
+        losses: workers, wall time, and the seconds of all workers by what they went into (`tune.losses`).
     """
 
     id: str
@@ -64,6 +65,7 @@ class SweepReport:
     bundle: str | None
     package: dict[str, Any]
     order_mattered: bool
+    losses: dict[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """`leaderboard.json`."""
@@ -75,6 +77,7 @@ class SweepReport:
             "data_hash": self.data_hash,
             "order_mattered": self.order_mattered,
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "losses": self.losses,
             "bundle": self.bundle,
             "package": self.package,
             "best": {family: trial.name for family, trial in self.best.items()},

@@ -1,7 +1,7 @@
-"""Where the next configuration of a family comes from: grid, random, or Optuna's TPE. No Ray here.
+"""Where the next configuration of a family comes from: grid, random, population based, or Optuna's TPE. No Ray here.
 
-A proposal is a function of the seed, its number and (Optuna) what has been told: an interrupted sweep that is told
-its recorded results goes on as it would have.
+A proposal is a function of the seed, its number and (Optuna, population) what has been told: an interrupted sweep that
+is told its recorded results goes on as it would have.
 """
 
 import itertools
@@ -18,6 +18,7 @@ from app.models.families import FAMILIES, Choice, IntRange, Range
 from tune.space import FamilyPlan, SweepFile
 
 Params = dict[str, Any]
+PERTURBED, RESAMPLED = 1.25, 0.25  # as Jaderberg et al. have them
 
 
 class Proposer(Protocol):
@@ -43,6 +44,8 @@ def proposer_of(sweep: SweepFile, family: str) -> Proposer:
         return GridProposer(ranges, plan)
     if sweep.search == "random" or not ranges:
         return RandomProposer(ranges, plan, seed)
+    if sweep.search == "population":
+        return PopulationProposer(ranges, plan, seed, sweep.population)
     return OptunaProposer(ranges, plan, seed)
 
 
@@ -77,6 +80,47 @@ class RandomProposer:
 
     def tell(self, number: int, params: Params, value: float | None) -> None:
         """Draws do not learn."""
+
+
+class PopulationProposer:
+    """Population based: a new configuration is a good one, changed a little.
+
+    The first `population` are random. Then two of the best `population` so far are drawn; the better one is the parent.
+    Each parameter is drawn anew with probability RESAMPLED, else moved: a float times or divided by PERTURBED (in its
+    range), an integer by at least one, a choice to a neighbour. Exploit and explore as in Jaderberg et al.,
+    "Population based training of neural networks", 2017, but for the weights: a family fits from its beginning.
+    """
+
+    def __init__(self, ranges: Mapping[str, Range], plan: FamilyPlan, seed: int, population: int) -> None:
+        self._random = RandomProposer(ranges, plan, seed)
+        self._ranges, self._seed, self._population = dict(ranges), seed, population
+        self._told: dict[int, tuple[float, Params]] = {}
+        self.count = plan.samples
+
+    def propose(self, number: int) -> Params:
+        best = sorted(self._told.items(), key=lambda entry: (-entry[1][0], entry[0]))[: self._population]
+        if number < self._population or len(best) < 2:
+            return self._random.propose(number)
+        random = np.random.default_rng((self._seed, number, 1))
+        _, (_, parent) = best[int(random.integers(len(best), size=2).min())]
+        whole = {name: parent.get(name) for name in self._ranges}  # of the defaults: nothing is known, drawn anew
+        return {name: self._changed(found, whole[name], random) for name, found in self._ranges.items()}
+
+    def tell(self, number: int, params: Params, value: float | None) -> None:
+        if value is not None:
+            self._told[number] = (value, params)
+
+    def _changed(self, found: Range, value: Any, random: np.random.Generator) -> Any:
+        if value is None or random.random() < RESAMPLED:
+            return _draw(found, random)
+        up = random.random() < 0.5
+        if isinstance(found, Choice):
+            place = found.values.index(value) + (1 if up else -1)
+            return found.values[min(max(place, 0), len(found.values) - 1)]
+        moved = value * PERTURBED if up else value / PERTURBED
+        if isinstance(found, IntRange):
+            moved = max(round(moved), value + 1) if up else min(round(moved), value - 1)
+        return type(value)(min(max(moved, found.low), found.high))
 
 
 class OptunaProposer:

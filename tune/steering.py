@@ -1,31 +1,21 @@
-"""How Ray Tune is steered: our proposals as its searcher, one ASHA a family as its scheduler, our journal as callback.
+"""The trials of a sweep: which comes next, what becomes of each result, and which is tried once more."""
 
-Tune's own saved state is not used: it leaves the scheduler out, and the journal has every result.
-"""
-
+import time
 from collections.abc import Callable, Mapping, Sequence
-from types import SimpleNamespace
-from typing import Any
-
-from ray.tune import Callback
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
-from typing_extensions import override
 
 from app.models.families import FAMILIES
 from tune.journal import Journal, TrialRecord, trial_name
+from tune.pool import Job, Shape, counted
+from tune.rungs import FamilyScheduler
 from tune.search import Proposer, proposer_of
 from tune.space import SweepFile
+from tune.trial import Configuration, Report
 
-ALL_PASSES = 1_000_000  # no family makes as many: ASHA never ends a trial that is good enough to go on
 
-
-class SweepSearcher(Searcher):
+class SweepSearcher:
     """Hands out the trials that have not finished, round by round over the families, the dearest family first."""
 
     def __init__(self, sweep: SweepFile, finished: Sequence[TrialRecord]) -> None:
-        super().__init__(metric="value", mode="max")
         self._proposers: dict[str, Proposer] = {name: proposer_of(sweep, name) for name in sweep.families}
         for record in finished:
             self._proposers[record.family].tell(record.number, record.params, record.value)
@@ -36,155 +26,118 @@ class SweepSearcher(Searcher):
             for number in range(proposer.count)
             if trial_name(family, number) not in done
         )
-        self.queue = [(family, number) for number, _, family in order]
+        self.queue = [Configuration(family, number) for number, _, family in order]
         self.planned = len(self.queue) + len(done)
-        self._running: dict[str, tuple[str, int, dict[str, Any]]] = {}
 
-    @override
-    def set_search_properties(self, metric: str | None, mode: str | None, config: Any, **spec: Any) -> bool:
-        return True
+    def suggest(self, families: Sequence[str]) -> Configuration | None:
+        """The next trial of one of the families."""
+        place = next((place for place, found in enumerate(self.queue) if found.family in families), None)
+        if place is None:
+            return None
+        found = self.queue.pop(place)
+        if found.params is not None:
+            return found
+        return Configuration(found.family, found.number, self._proposers[found.family].propose(found.number))
 
-    @override
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if not self.queue:
-            return str(Searcher.FINISHED)
-        family, number = self.queue.pop(0)
-        params = self._proposers[family].propose(number)
-        self._running[trial_id] = (family, number, params)
-        return {"family": family, "number": number, "params": params}
+    def again(self, trial: Configuration) -> None:
+        """Puts a trial that failed in front of all others, with the same parameters."""
+        self.queue.insert(0, Configuration(trial.family, trial.number, trial.params, trial.attempts + 1))
 
-    @override
-    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
-        family, number, params = self._running.pop(trial_id)
-        value = None if error or not result else result.get("value")
-        self._proposers[family].tell(number, params, value)
-
-    @override
-    def save(self, checkpoint_path: str) -> None:
-        """The journal has it all."""
-
-    @override
-    def restore(self, checkpoint_path: str) -> None:
-        """The journal has it all."""
+    def tell(self, trial: Configuration, value: float | None) -> None:
+        """A trial has ended; None: without a value."""
+        self._proposers[trial.family].tell(trial.number, trial.params or {}, value)
 
 
-class FamilyScheduler(FIFOScheduler):
-    """ASHA among the trials of one iterative family; the others run to their end.
+class Trials:
+    """The trials as `Work` of a pool: each result is in the journal before anybody hears of it."""
 
-    Rungs of an interrupted sweep are rebuilt from the recorded passes.
-    """
-
-    def __init__(self, sweep: SweepFile, finished: Sequence[TrialRecord]) -> None:
-        super().__init__()
-        self.stopped: set[str] = set()
-        self._asha: dict[str, AsyncHyperBandScheduler] = {}
-        if sweep.scheduler == "asha":
-            for family in sweep.families:
-                if FAMILIES[family].iterative:
-                    self._asha[family] = AsyncHyperBandScheduler(
-                        time_attr="pass",
-                        metric="value",
-                        mode="max",
-                        max_t=ALL_PASSES,
-                        grace_period=sweep.grace,
-                        reduction_factor=sweep.reduction,
-                    )
-        for record in finished:
-            self._replay(record)
-
-    def _replay(self, record: TrialRecord) -> None:
-        asha = self._asha.get(record.family)
-        if asha is None or not record.passes:
-            return
-        trial = SimpleNamespace(trial_id=record.name)
-        results = [{"pass": done, "value": value} for done, value in sorted(record.passes)]
-        asha.on_trial_add(None, trial)
-        for result in results:
-            asha.on_trial_result(None, trial, result)
-        asha.on_trial_complete(None, trial, results[-1])
-
-    @override
-    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        return True
-
-    @override
-    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        if asha := self._asha.get(trial.config["family"]):
-            asha.on_trial_add(tune_controller, trial)
-
-    @override
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        asha = self._asha.get(trial.config["family"])
-        if asha is None or result.get("final") or result.get("error"):
-            return str(TrialScheduler.CONTINUE)
-        decision = str(asha.on_trial_result(tune_controller, trial, result))
-        if decision == TrialScheduler.STOP:
-            self.stopped.add(trial.trial_id)
-        return decision
-
-    @override
-    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        asha = self._asha.get(trial.config["family"])
-        if asha is not None and not result.get("error"):
-            asha.on_trial_complete(tune_controller, trial, result)
-
-    @override
-    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        if asha := self._asha.get(trial.config["family"]):
-            asha.on_trial_error(tune_controller, trial)
-
-
-class Recorder(Callback):
-    """Writes every result into the journal before anybody hears of it."""
-
-    def __init__(self, journal: Journal, scheduler: FamilyScheduler, told: Callable[[], None]) -> None:
-        self._journal, self._scheduler, self._told = journal, scheduler, told
-        self._running: dict[str, TrialRecord] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune saves its callbacks for its own resuming, which is not used
-
-    @override
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        config = trial.config
-        record = TrialRecord(
-            trial_name(config["family"], config["number"]), config["family"], config["number"], config["params"]
-        )
-        self._running[trial.trial_id] = record
-        self._journal.trials[record.name] = record
-        self._told()
-
-    @override
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    def __init__(
+        self,
+        sweep: SweepFile,
+        journal: Journal,
+        searcher: SweepSearcher,
+        shape_of: Callable[[str], Shape],
+        told: Callable[[], None],
     ) -> None:
-        record = self._running[trial.trial_id]
-        record.take(result)
-        if result.get("error"):
-            record.state = "failed"
-        elif result.get("final"):
-            record.state = "done"
-        self._journal.write(record)
-        self._told()
+        self._sweep, self._journal, self._searcher, self._told = sweep, journal, searcher, told
+        self._scheduler = FamilyScheduler(sweep, journal.finished)
+        self._shapes = {family: shape_of(family) for family in sweep.families}
+        self._running: dict[str, tuple[TrialRecord, float]] = {}
 
-    @override
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        record = self._running.pop(trial.trial_id)
-        if record.state == "running":
-            record.state = "stopped" if trial.trial_id in self._scheduler.stopped else "cut"
+    def waiting(self) -> Mapping[Shape, int]:
+        return counted([self._shapes[trial.family] for trial in self._searcher.queue])
+
+    def take(self, shape: Shape) -> Job | None:
+        trial = self._searcher.suggest([family for family, wanted in self._shapes.items() if wanted == shape])
+        if trial is None:
+            return None
+        assert trial.params is not None
+        name = trial_name(trial.family, trial.number)
+        record = TrialRecord(name, trial.family, trial.number, trial.params, attempts=trial.attempts + 1)
+        self._journal.trials[name] = record
+        self._running[name] = record, time.monotonic()
+        self._told()
+        return Job(name, trial)
+
+    def told(self, job: Job, report: Report) -> bool:
+        trial: Configuration = job.load
+        record, _ = self._running[job.name]
+        if report.get("error"):
+            self._failed(trial, record, str(report["error"]), bool(report.get("again")))
+            return False
+        halt = False
+        if report.get("halted"):
+            record.state = "stopped"
+        else:
+            record.take(report)
+            if report.get("ends"):
+                record.state = "done"
+            else:
+                halt = self._scheduler.stops(trial.family, trial.number, int(report["pass"]), float(report["value"]))
+        if report.get("ends"):
+            self._end(trial, record)
+        else:
             self._journal.write(record)
+            self._told()
+        return halt
+
+    def died(self, job: Job, why: str) -> None:
+        self._failed(job.load, self._running[job.name][0], why, again=True)
+
+    def cut(self) -> None:
+        """The budget has ended: what still runs is written down as it stands."""
+        for record, began in self._running.values():
+            record.state = "cut"
+            self._count(record, began)
+            self._journal.write(record)
+        self._running.clear()
         self._told()
 
-    @override
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        record = self._running.pop(trial.trial_id)
-        record.state, record.error = "failed", _last_line(trial)
+    def _failed(self, trial: Configuration, record: TrialRecord, why: str, again: bool) -> None:
+        if again and trial.attempts < self._sweep.retries:
+            del self._running[record.name]
+            record.passes.clear()
+            self._searcher.again(trial)
+            return
+        record.state, record.error, record.value = "failed", why, None
+        self._end(trial, record)
+
+    def _end(self, trial: Configuration, record: TrialRecord) -> None:
+        _, began = self._running.pop(record.name)
+        self._count(record, began)
         self._journal.write(record)
+        self._searcher.tell(trial, record.value)
         self._told()
 
+    def _count(self, record: TrialRecord, began: float) -> None:
+        record.wall_s = time.monotonic() - began
+        shape = self._shapes[record.family]
+        rate = shape.cpus * self._sweep.cpu_hour + shape.gpus * self._sweep.gpu_hour
+        record.cost = rate * record.wall_s / 3600
 
-def _last_line(trial: Trial) -> str:
-    """The last line of the traceback says what happened; the whole is in the trial's own folder."""
-    error = trial.get_error()
-    lines = [line.strip() for line in str(error or "the trial's process died").splitlines() if line.strip()]
-    return lines[-1][:500]
+
+def shape_of(sweep: SweepFile, family: str, gpus_here: float) -> Shape:
+    """What a trial of the family reserves: a GPU, or a share of one, only where the cluster has any."""
+    plan = sweep.families[family]
+    gpus = min(plan.gpus, gpus_here)
+    return Shape(plan.cpus or sweep.cpus, gpus if gpus < 1 else float(int(gpus)))

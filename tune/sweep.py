@@ -1,8 +1,7 @@
-"""A sweep: many configurations of many families under Ray Tune, durable as it goes, ending in a registered bundle."""
+"""A sweep: many configurations of many families on one Ray, durable as it goes, ending in a registered bundle."""
 
 import json
-import logging
-import os
+import math
 import secrets
 import shutil
 import time
@@ -13,30 +12,22 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray import tune
-from ray.tune.trainable import wrap_function
 
 from app.errors import MantaError, NotFound, SettingsError
 from app.settings import Settings
 from tune.dataset import TrainingSet, load_training_set
-from tune.journal import Journal, TrialRecord, best_by_family, trial_name
+from tune.journal import Journal, TrialRecord, best_by_family
+from tune.objective import Objective
 from tune.package import Packaged, package
+from tune.pool import Pool
 from tune.report import SweepReport, SweepState, Watch, write_report
+from tune.rungs import stops_early
+from tune.runner import TrialRunner
 from tune.space import SweepFile, load_sweep, parse_sweep
-from tune.steering import FamilyScheduler, Recorder, SweepSearcher
+from tune.steering import SweepSearcher, Trials, shape_of
 from tune.trial import Rungs, SharedData
-from tune.worker import manta_trial
 
 RECORD = "sweep.json"
-
-# Ray Tune's own files (CSV, JSON, TensorBoard, its state) are not written: the journal has what they have.
-TUNE_VARIABLES = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "100000",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-}
 
 
 def run_sweep(
@@ -81,10 +72,10 @@ def run_sweep(
     seconds = {"data": time.perf_counter() - begun}
     searcher = SweepSearcher(sweep, journal.finished)
     planned = searcher.planned
-    begun = time.perf_counter()
+    begun, losses = time.perf_counter(), dict[str, float]()
     tell("trials")
     if searcher.queue:
-        _run_trials(settings, folder, sweep, found, journal, searcher, lambda: tell("trials"))
+        losses = _run_trials(settings, folder, sweep, found, journal, searcher, lambda: tell("trials"))
     seconds["trials"] = time.perf_counter() - begun
     best = best_by_family(journal.trials.values())
     if not best:
@@ -109,7 +100,8 @@ def run_sweep(
         seconds,
         packaged.bundle,
         packaged.figures,
-        order_mattered=sweep.max_concurrent != 1 and (sweep.search == "optuna" or _stops_early(sweep)),
+        order_mattered=order_matters(sweep),
+        losses=losses,
     )
     write_report(report)
     tell("done")
@@ -151,7 +143,7 @@ def _record(folder: Path, sweep: SweepFile, data: TrainingSet, recorded: Mapping
             )
         return
     record = {
-        "file": sweep.model_dump(mode="json"),
+        "file": sweep.model_dump(mode="json", warnings=False),
         "snapshot": data.snapshot,
         "data_hash": data.data_hash,
         "begun": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -173,6 +165,16 @@ def shared_data(settings: Settings, sweep: SweepFile, data: TrainingSet) -> Shar
     return SharedData(data.interactions, data.catalogue, len(split.before_validation), cases, sweep.history_limit)
 
 
+def order_matters(sweep: SweepFile) -> bool:
+    """Whether results may depend on how many trials ran at once, and on which ended first.
+
+    Grid and random search without early stop never ask what came out before; the others do, but in one order alone
+    where trials run one at a time. Measured latency differs from run to run whatever the order.
+    """
+    learns = sweep.search in ("optuna", "population") or stops_early(sweep)
+    return (learns and sweep.max_concurrent != 1) or sweep.objective.latency_ms > 0
+
+
 def _run_trials(
     settings: Settings,
     folder: Path,
@@ -181,59 +183,31 @@ def _run_trials(
     journal: Journal,
     searcher: SweepSearcher,
     told: Callable[[], None],
-) -> None:
-    scheduler = FamilyScheduler(sweep, journal.finished)
+) -> dict[str, float]:
+    """Runs what has not finished; where the time of the workers went."""
+    runner = TrialRunner(
+        shared_data(settings, sweep, data),
+        str(sweep.metric),
+        int(sweep.seed or 0),
+        Rungs(sweep.grace, sweep.reduction) if stops_early(sweep) else None,
+        str(folder / "models"),
+        Objective(sweep.objective.latency_ms, sweep.objective.megabyte),
+        sweep.latency_probes,
+    )
     gpus = float(ray.cluster_resources().get("GPU", 0.0))
-
-    def resources(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
-        plan = sweep.families[config["family"]]
-        wanted = {"CPU": plan.cpus or sweep.cpus}
-        if plan.gpus and gpus:
-            wanted["GPU"] = min(plan.gpus, gpus)
-        return tune.PlacementGroupFactory([wanted])
-
-    trainable = tune.with_parameters(
-        manta_trial,
-        shared=shared_data(settings, sweep, data),
-        metric=str(sweep.metric),
-        seed=int(sweep.seed or 0),
-        rungs=Rungs(sweep.grace, sweep.reduction) if _stops_early(sweep) else None,
-        models=str(folder / "models"),
-    )
-    worker = wrap_function(tune.with_resources(trainable, resources))
-    worker.__name__ = worker.__qualname__ = "Trial"  # how Ray's dashboard and `ps` call the workers
-    os.environ.update(TUNE_VARIABLES)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    tuner = tune.Tuner(
-        worker,
-        tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            scheduler=scheduler,
-            num_samples=len(searcher.queue),
-            max_concurrent_trials=sweep.max_concurrent,
-            reuse_actors=True,
-            time_budget_s=sweep.budget_s,
-            trial_name_creator=_name,
-            trial_dirname_creator=_name,
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=str(folder),
-            callbacks=[Recorder(journal, scheduler, told)],
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=1),
-        ),
-    )
-    tuner.fit()
-    shutil.rmtree(folder / "tune", ignore_errors=True)
+    trials = Trials(sweep, journal, searcher, lambda family: shape_of(sweep, family, gpus), told)
+    pool = Pool(ray.put(runner), folder.name, sweep.max_concurrent, prices=(sweep.cpu_hour, sweep.gpu_hour))
+    if not pool.run(trials, _budget(sweep, journal, pool)):
+        trials.cut()
+    return pool.losses.as_json() | {"cost": round(pool.cost, 6)}
 
 
-def _name(trial: Any) -> str:
-    return trial_name(trial.config["family"], trial.config["number"])
-
-
-def _stops_early(sweep: SweepFile) -> bool:
-    return sweep.scheduler == "asha"
+def _budget(sweep: SweepFile, journal: Journal, pool: Pool) -> Callable[[], bool]:
+    """Says when time or money is spent; of an interrupted sweep the money of what had ended counts."""
+    deadline = math.inf if sweep.budget_s is None else time.monotonic() + sweep.budget_s
+    most = math.inf if sweep.budget_cost is None else sweep.budget_cost
+    before = sum(trial.cost for trial in journal.finished)
+    return lambda: time.monotonic() > deadline or before + pool.cost > most
 
 
 def _drop_models(folder: Path, best: Mapping[str, TrialRecord]) -> None:

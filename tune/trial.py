@@ -1,27 +1,45 @@
 """One trial: fit a configuration before validation, judge it there. Plain Python; Ray stays in `sweep.py`."""
 
+import errno
 import math
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from threadpoolctl import threadpool_limits
 
 from app.errors import MantaError
-from app.evaluation.protocols import Evaluation, next_event
+from app.evaluation.protocols import Evaluation, Scorer, next_event
 from app.models.candidate import CandidateModel, StopFitting
 from app.models.families import FAMILIES, make
-from app.models.interactions import Catalogue, Interactions
+from app.models.interactions import Catalogue, Histories, Interactions
+from tune.objective import PLAIN, Objective, latency_of
 
-# Called with what is known after a pass, and at the end with `final: True`.
-Report = Callable[[dict[str, Any]], None]
+Report = dict[str, Any]  # what is known of a trial
+T = TypeVar("T")
+
+
+class Diverged(MantaError):
+    """A model's scores are no finite numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """A trial to run: configuration `number` of a family; `params` None: not proposed yet."""
+
+    family: str
+    number: int
+    params: dict[str, Any] | None = None
+    attempts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +65,28 @@ class SharedData:
         return self.interactions.first(self.n_fit)
 
     def judge(self, model: CandidateModel, seed: int) -> Evaluation:
-        """Next-event metrics on the validation cases."""
-        return next_event(model, self.interactions, self.cases, history_limit=self.history_limit, seed=seed)
+        """Next-event metrics on the validation cases.
+
+        Raises:
+            Diverged: a score is NaN or infinite.
+        """
+        return next_event(_checked(model), self.interactions, self.cases, history_limit=self.history_limit, seed=seed)
+
+    def check(self, model: CandidateModel) -> None:
+        """Raises Diverged where the model's scores of one case are NaN or infinite."""
+        _checked(model)(self.interactions.histories_before(self.cases[:1]).last(self.history_limit))
+
+
+def _checked(model: CandidateModel) -> Scorer:
+    """The model's scores; what is not a finite number would pass for the best of ranks."""
+
+    def score(histories: Histories) -> NDArray[np.float32]:
+        scores = model.score(histories)
+        if not math.isfinite(scores.sum()) and not np.isfinite(scores).all():
+            raise Diverged("a score is NaN or infinite")
+        return scores
+
+    return score
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,56 +118,86 @@ def fit_and_judge(
     *,
     metric: str,
     seed: int,
-    report: Report,
+    report: Callable[[Report], None],
     rungs: Rungs | None = None,
     save_to: Path | None = None,
-) -> None:
-    """Fits one configuration and reports it; a result is a function of (configuration, seed, data) alone.
+    objective: Objective = PLAIN,
+    probes: int = 0,
+) -> Report:
+    """Fits one configuration and judges it; a result is a function of (configuration, seed, data) alone.
 
     Args:
-        report: gets `pass, value, metrics, fit_s, evaluate_s, bytes, final`; a stopped trial does not return from it.
+        report: gets what is known at a rung; may raise, to end it there.
         rungs: where an iterative family is judged on its way; None: at the end alone.
         save_to: folder for the fitted model, which appears there whole or not at all.
+        objective: what the value is made of.
+        probes: single requests by which serving latency is measured; 0: it is not.
+
+    Returns:
+        `pass, value, metrics, fit_s, evaluate_s, bytes, latency_ms, note, seconds`. A model that cannot be saved for
+        want of room is a result all the same: `note` says so.
 
     Raises:
-        MantaError: the metric is not finite: the configuration diverged.
+        MantaError: the configuration diverged, or its family refuses the data.
     """
-    begun, judging, passes, last = time.perf_counter(), 0.0, 0, math.nan
+    began, passes, bare = time.perf_counter(), 0, 0.0  # bare: seconds since then that were not spent on fitting
+    seconds = {"fit_s": 0.0, "evaluate_s": 0.0, "measure_s": 0.0, "save_s": 0.0}
 
-    def judged(model: CandidateModel, final: bool) -> None:
-        nonlocal judging, last
-        fitted = time.perf_counter() - begun - judging
+    def timed(kind: str, work: Callable[[], T]) -> T:
+        nonlocal bare
         start = time.perf_counter()
-        metrics = shared.judge(model, seed).metrics
-        judging += time.perf_counter() - start
-        last = metrics[metric]
-        if not math.isfinite(last):
-            raise MantaError(f"{family}: diverged after pass {passes}: {metric} is {last}")
-        size = save_model(model, save_to) if final and save_to is not None else None
-        report(
-            {
-                "pass": passes,
-                "value": last,
-                "metrics": metrics,
-                "fit_s": fitted,
-                "evaluate_s": judging,
-                "bytes": size,
-                "final": final,
-            }
-        )
+        try:
+            return work()
+        finally:
+            spent = time.perf_counter() - start
+            seconds[kind] += spent
+            bare += spent
+
+    def judged(model: CandidateModel, final: bool) -> Report:
+        seconds["fit_s"] = time.perf_counter() - began - bare
+        metrics = timed("evaluate_s", lambda: shared.judge(model, seed).metrics)
+        size, note, latency = None, None, None
+        if final and save_to is not None:
+            try:
+                size = timed("save_s", lambda: save_model(model, save_to))
+            except OSError as error:
+                note = f"not saved: {error.strerror or error}"
+        if probes and (final or objective.latency_ms):
+            latency = timed("measure_s", lambda: latency_of(model, shared, probes))
+        if size is None and objective.megabyte:
+            size = timed("measure_s", lambda: size_of(model))
+        return {
+            "pass": passes,
+            "value": objective.value(metrics[metric], latency, size),
+            "metrics": metrics,
+            "fit_s": seconds["fit_s"],
+            "evaluate_s": seconds["evaluate_s"],
+            "bytes": size,
+            "latency_ms": latency,
+            "note": note,
+            "seconds": seconds,
+        }
 
     def progress(done: int, model: CandidateModel) -> None:
-        nonlocal passes
+        nonlocal passes, bare
         passes = done
+        timed("evaluate_s", lambda: shared.check(model))
         if rungs is not None and done in rungs:
-            judged(model, final=False)
+            found = judged(model, final=False)
+            start = time.perf_counter()
+            report(found)
+            bare += time.perf_counter() - start
 
     model = make(family, params)
     try:
         model.fit(shared.fit, shared.catalogue, seed=seed, progress=progress if FAMILIES[family].iterative else None)
+        return judged(model, final=True)
     except FloatingPointError as error:
         raise MantaError(f"{family}: diverged after pass {passes}: {error}") from None
-    judged(model, final=True)
+    except Diverged as error:
+        raise MantaError(
+            f"{family}: diverged after pass {passes}: {error}" if passes else f"{family}: {error}"
+        ) from None
 
 
 def refit(
@@ -148,12 +216,34 @@ def refit(
 
 
 def save_model(model: CandidateModel, folder: Path) -> int:
-    """Writes the model beside and renames it into place; returns its bytes."""
+    """Writes the model beside and renames it into place; returns its bytes.
+
+    Raises:
+        OSError: there is no room; nothing is left behind, and what was there stays.
+    """
     beside = folder.with_name(f"{folder.name}.tmp{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    model.save(beside)
-    size = sum(file.stat().st_size for file in beside.rglob("*") if file.is_file())
-    shutil.rmtree(folder, ignore_errors=True)
-    beside.rename(folder)
+    try:
+        beside.mkdir(parents=True)
+        size = _saved(model, beside)
+        shutil.rmtree(folder, ignore_errors=True)
+        beside.rename(folder)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
     return size
+
+
+def size_of(model: CandidateModel) -> int:
+    """The bytes that the model takes when saved."""
+    with tempfile.TemporaryDirectory(prefix="manta-size-") as folder:
+        return _saved(model, Path(folder))
+
+
+def _saved(model: CandidateModel, folder: Path) -> int:
+    """Saves into an existing folder; its bytes. safetensors has an error of its own for a full disk."""
+    try:
+        model.save(folder)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error)) from error
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

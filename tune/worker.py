@@ -1,40 +1,86 @@
 """What runs in Ray's workers. Each imports it, so it stays light: neither plots, searchers nor bundles."""
 
-import math
 import os
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
-from ray import tune
+import ray
 
 from app.errors import MantaError
 from app.models.candidate import CandidateModel
 from app.models.interactions import Catalogue, Interactions
-from tune.journal import trial_name
-from tune.trial import Rungs, SharedData, cap_threads, fit_and_judge, refit
+from tune.trial import Report, cap_threads, refit
 
 
-def manta_trial(
-    config: dict[str, Any], *, shared: SharedData, metric: str, seed: int, rungs: Rungs | None, models: str
-) -> None:
-    """One trial inside a Tune worker. What goes wrong in a fit is a result too: the worker lives on for the next."""
-    _give_way()
-    cap_threads(tune.get_context().get_trial_resources().head_cpus)
-    try:
-        fit_and_judge(
-            config["family"],
-            config["params"],
-            shared,
-            metric=metric,
-            seed=seed,
-            report=tune.report,
-            rungs=rungs,
-            save_to=Path(models) / trial_name(config["family"], config["number"]),
-        )
-    except Exception as error:
-        said = str(error) if isinstance(error, MantaError) else f"{type(error).__name__}: {error}"
-        tune.report({"error": said.splitlines()[0] if said else type(error).__name__, "pass": 0, "value": -math.inf})
+class Runner(Protocol):
+    """What a sweep's jobs do: it lies in the object store, each worker reads it once."""
+
+    def run(self, job: Any, report: Callable[[Report], None]) -> Report:
+        """Does one job and returns its last report; `report` hands out one on the way (and may not return)."""
+        ...
+
+
+class Halted(Exception):
+    """The scheduler goes no further with this job."""
+
+
+class Trial:
+    """An actor that does many jobs, one after the other; the name is what Ray's dashboard and `ps` show.
+
+    A job runs in a thread of its own: at each report it waits until it hears whether to go on.
+    """
+
+    def __init__(self, held: list[Any], cpus: float) -> None:
+        """`held`: reference of the runner, in a list so that fetching it can be timed here."""
+        _give_way()
+        begun = time.perf_counter()
+        self._cpus = cpus
+        self._runner: Runner = ray.get(held[0])
+        self._fetched_s = time.perf_counter() - begun
+        self._said: queue.SimpleQueue[Report] = queue.SimpleQueue()
+        self._answer: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+    def ready(self) -> Report:
+        """Where it runs, and the seconds that it took to get the data."""
+        return {"pid": os.getpid(), "data_s": self._fetched_s}
+
+    def begin(self, job: Any) -> Report:
+        """Starts a job; its first report."""
+        threading.Thread(target=self._work, args=(job,), daemon=True).start()
+        return self._said.get()
+
+    def proceed(self, halt: bool) -> Report:
+        """Lets the job go on, or not; its next report."""
+        self._answer.put(halt)
+        return self._said.get()
+
+    def _work(self, job: Any) -> None:
+        cap_threads(self._cpus)  # OpenMP counts its threads by the thread that asks for them
+        try:
+            last = self._runner.run(job, self._reported) | {"ends": True}
+        except Halted:
+            last = {"ends": True, "halted": True}
+        except Exception as error:
+            last = {"ends": True, **failure(error)}
+        self._said.put(last)
+
+    def _reported(self, report: Report) -> None:
+        self._said.put(report)
+        if self._answer.get():
+            raise Halted
+
+
+def failure(error: Exception) -> Report:
+    """What is told of an error. Manta's own say what is wrong with the configuration or data: again would be the same.
+
+    Any other may be the machine's (memory, disk): `again`.
+    """
+    known = isinstance(error, MantaError)
+    said = str(error) if known else f"{type(error).__name__}: {error}"
+    return {"error": (said.splitlines() or [type(error).__name__])[0][:500], "again": not known}
 
 
 def refit_task(

@@ -76,6 +76,15 @@ def test_every_family_is_swept_over_its_own_ranges(family: str) -> None:
             "s.yaml: families.ease.space.l2: found -1.0, wanted Input should be greater than 0",
         ),
         ({"search": "grid"}, "s.yaml: families.ease.space.l2: found 'a range', wanted a list of values, since search"),
+        ({"budget_cost": 5}, "s.yaml: budget_cost: found 5.0, wanted cpu_hour or gpu_hour beside it: a price"),
+        (
+            {"objective": {"latency": 1}},
+            "s.yaml: objective.latency: found 1, wanted one of the keys latency_ms, megabyte",
+        ),
+        (
+            {"objective": {"latency_ms": 0.1}, "latency_probes": 0},
+            "s.yaml: latency_probes: found 0, wanted at least 1, since objective.latency_ms weighs the latency",
+        ),
         ({"metric": "auc"}, "s.yaml: metric: found 'auc', wanted Input should be 'ndcg_at_5'"),
         ({"name": None}, "s.yaml: name: found None, wanted Input should be a valid string"),
     ],

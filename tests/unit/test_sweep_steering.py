@@ -1,14 +1,14 @@
 """What a sweep keeps and how it is steered, without Ray: the journal, ASHA's rungs, who runs next."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from app.settings import Settings
 from tune.journal import Journal, TrialRecord, best_by_family, ranked
 from tune.report import SweepReport, write_report
+from tune.rungs import FamilyScheduler
 from tune.space import SweepFile, parse_sweep
-from tune.steering import FamilyScheduler, SweepSearcher
+from tune.steering import SweepSearcher
 from tune.trial import Rungs
 
 
@@ -44,25 +44,32 @@ def test_ranking_puts_failures_last_and_cut_trials_win_nothing() -> None:
 def test_finished_trials_are_not_handed_out_again() -> None:
     searcher = SweepSearcher(sweep(), [record("ials-000", 0.1), record("popularity-001", 0.2)])
     assert searcher.planned == 6
-    names = []
-    for number in range(4):
-        config = searcher.suggest(f"t{number}")
-        assert isinstance(config, dict)
-        names.append(f"{config['family']}-{config['number']}")
-    assert names == ["popularity-0", "ials-1", "ials-2", "ials-3"]
-    assert searcher.suggest("t9") == "FINISHED"
+    found = [searcher.suggest(["ials", "popularity"]) for _ in range(4)]
+    assert [(one.family, one.number) for one in found if one] == [
+        ("popularity", 0),
+        ("ials", 1),
+        ("ials", 2),
+        ("ials", 3),
+    ]
+    assert searcher.suggest(["ials", "popularity"]) is None
 
 
 def test_rungs_are_rebuilt_from_recorded_passes() -> None:
-    def decide(scheduler: FamilyScheduler, value: float) -> str:
-        trial: Any = SimpleNamespace(trial_id="new", config={"family": "ials"})
-        scheduler.on_trial_add(None, trial)
-        return scheduler.on_trial_result(None, trial, {"pass": 1, "value": value})
-
-    assert decide(FamilyScheduler(sweep(), []), 0.01) == "CONTINUE"
+    assert not FamilyScheduler(sweep(), []).stops("ials", 9, 1, 0.01)
     recorded = [record(f"ials-{n}", 0.1 * n, passes=[(1, 0.1 * n)]) for n in range(3)]
-    assert decide(FamilyScheduler(sweep(), recorded), 0.01) == "STOP"
-    assert decide(FamilyScheduler(sweep(), recorded), 0.5) == "CONTINUE"
+    scheduler = FamilyScheduler(sweep(), recorded)
+    assert scheduler.stops("ials", 8, 1, 0.01)
+    assert not scheduler.stops("ials", 9, 1, 0.5)
+    assert not scheduler.stops("ials", 8, 2, 0.0)  # no rung
+    live = FamilyScheduler(sweep(), [])
+    decided = [live.stops("ials", n, 1, value) for n, value in enumerate((0.3, 0.1, 0.2, 0.4))]
+    assert decided == [False, True, True, False]
+    assert decided[2:] == [
+        FamilyScheduler(sweep(), [record(f"ials-{n}", v, passes=[(1, v)]) for n, v in enumerate(seen)]).stops(
+            "ials", len(seen), 1, value
+        )
+        for seen, value in (((0.3, 0.1), 0.2), ((0.3, 0.1, 0.2), 0.4))
+    ]
 
 
 def test_rungs_are_grace_times_powers_of_the_reduction() -> None:

@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from app.errors import SettingsError
 from app.evaluation.protocols import KS
 from app.models.families import FAMILIES, Choice, Family, FloatRange, IntRange, Range
+from app.ranking.kinds import LambdaParams, NetworkParams
 from app.settings import Settings
+from tune.ranker_plan import RankerPlan
 
 KINDS = ("choice", "uniform", "loguniform", "int", "logint")
 METRICS = tuple(f"{name}_at_{k}" for name in ("ndcg", "hit_rate", "mrr", "recall") for k in KS)
@@ -152,6 +154,7 @@ class SweepFile(_Part):
         20, ge=0, description="Single requests that measure a model's latency; 0: not measured."
     )
     history_limit: int = Field(200, ge=1, le=10_000, description="Newest events of a history that models see.")
+    ranker: RankerPlan = Field(RankerPlan(), description="Which rankers are tried, with which parameters.")
     families: dict[str, FamilyPlan] = Field(min_length=1)
 
 
@@ -216,11 +219,20 @@ def _first_error(error: ValidationError, origin: str) -> SettingsError:
     # Below a parameter pydantic repeats the kind of spec ("loguniform"), once as the tag, once as the field.
     key = ".".join(part for place, part in enumerate(path) if place == 0 or part != path[place - 1])
     if first["type"] == "extra_forbidden":
-        model = {"families": FamilyPlan, "objective": ObjectivePlan}.get(path[0] if len(path) > 1 else "", SweepFile)
-        return SettingsError(origin, key, first.get("input"), "one of the keys " + ", ".join(model.model_fields))
+        return SettingsError(origin, key, first.get("input"), "one of the keys " + ", ".join(_keys_at(path)))
     if first["type"] == "missing":
         return SettingsError(origin, key, "nothing", "this key")
     return SettingsError(origin, key, first.get("input"), first["msg"].removeprefix("Value error, "))
+
+
+def _keys_at(path: list[str]) -> list[str]:
+    """The keys that the mapping has in which the last part of the path was found."""
+    if path[0] == "objective" and len(path) > 1:
+        return [*ObjectivePlan.model_fields]
+    if path[0] == "ranker" and len(path) > 1:
+        inner: dict[str, type[BaseModel]] = {"network": NetworkParams, "lightgbm": LambdaParams}
+        return [*(inner.get(path[1], RankerPlan) if len(path) > 2 else RankerPlan).model_fields]
+    return [*(FamilyPlan if path[0] == "families" else SweepFile).model_fields]
 
 
 def _check_space(plan: FamilyPlan, family: Family, search: str, where: str, origin: str) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from app.event_weights import FLOAT_MAX, EventWeight, EventWeights
 
+NOT_IN_HISTORY = frozenset({"impression", "merge"})  # what was shown, and what is no event of an item, end nothing
 NEVER = np.iinfo(np.int64).max  # time of an event that has not come
 
 Codes = NDArray[np.integer]

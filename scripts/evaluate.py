@@ -2,12 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from app.errors import SettingsError
+from app.settings import load_settings
 from scripts import show
+
+if TYPE_CHECKING:
+    from app.evaluation.row_weights import RowWeights
 
 
 def add_to(app: typer.Typer) -> None:
@@ -32,6 +36,14 @@ def evaluate(
     mask_history: Annotated[
         bool, typer.Option("--mask-history", help="next-item: items of the history are not shown.")
     ] = False,
+    weigh: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE",
+            help="Weigh the fitted rows by learn.event_weights of the settings, their value, and their event_type "
+            "(TYPE where they name none); absent: every row counts 1.",
+        ),
+    ] = None,
     json_: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Write the whole result there.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Name the families and their parameters.")] = False,
 ) -> None:
@@ -61,11 +73,19 @@ def evaluate(
             seed=seed,
             on_valid=on == "valid",
             mask_history=mask_history,
+            weigh=None if weigh is None else _row_weights(weigh),
             watch=bar.topic,
         )
     if json_ is not None:
         json_.write_text(json.dumps(result, indent=2) + "\n")
     _show(result)
+
+
+def _row_weights(kind: str) -> "RowWeights":
+    from app.evaluation.row_weights import RowWeights
+
+    learn = load_settings().learn
+    return RowWeights(learn.event_weights, learn.session_gap_s, kind)
 
 
 def _param(text: str) -> tuple[str, Any]:

@@ -13,6 +13,7 @@ from app.evaluation.beyond import beyond_accuracy
 from app.evaluation.folder import read_folder
 from app.evaluation.judging import histories_of, judge, judge_samples
 from app.evaluation.metrics import bootstrap_intervals, per_case
+from app.evaluation.row_weights import RowWeights
 from app.models.families import make
 
 Protocol = Literal["top-n", "next-item", "sampled"]
@@ -33,6 +34,7 @@ def evaluate(
     seed: int = 0,
     on_valid: bool = False,
     mask_history: bool = False,
+    weigh: RowWeights | None = None,
     watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Fits the family on the folder's train (and valid), and judges it on its test; `on_valid`: on train, and valid.
@@ -46,6 +48,7 @@ def evaluate(
         seed: of the fit, and of the order among equal scores.
         on_valid: fit on train alone, judge on valid.
         mask_history: `next-item` without the items of the history.
+        weigh: what the fitted rows weigh; None: every row 1.
         watch: told how far it is.
 
     Returns:
@@ -56,7 +59,7 @@ def evaluate(
         SettingsError: unknown family or parameter.
     """
     model = make(family, params)
-    data = read_folder(folder, on_valid=on_valid)
+    data = read_folder(folder, on_valid=on_valid, weigh=weigh)
     held, fitted = data.held, data.fitted
     if (protocol == "sampled") != (held.negatives is not None):
         found = "negatives" if held.negatives is not None else "none"
@@ -90,6 +93,7 @@ def evaluate(
         "on": "valid" if on_valid else "test",
         "seed": seed,
         "mask_history": protocol == "top-n" or mask_history,
+        **({} if weigh is None else {"weigh": {name: one.model_dump() for name, one in weigh.weights.items()}}),
         "params": model.params.model_dump(mode="json"),
         "metrics": {
             **{name: float(values.mean()) for name, values in cases.items()},

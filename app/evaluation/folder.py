@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from app.errors import MantaError
+from app.evaluation.row_weights import RowWeights
 from app.models.interactions import Catalogue, Interactions
+from app.models.unsettled import Unsettled
 
 TRAIN, VALID, TEST, ITEMS = "train.parquet", "valid.parquet", "test.parquet", "items.parquet"
 _IN_MS = 100_000_000_000  # numbers above are milliseconds, below seconds since 1970, as everywhere in Manta
@@ -73,15 +75,20 @@ class Folder:
     held: Held
 
 
-def read_folder(path: Path, *, on_valid: bool) -> Folder:
+def read_folder(path: Path, *, on_valid: bool, weigh: RowWeights | None = None) -> Folder:
     """Train (with valid, where there is one) to fit on and test to judge by; `on_valid`: train, and valid.
+
+    Args:
+        path: the folder.
+        on_valid: as above.
+        weigh: what the fitted rows weigh, those of weight 0 are not fitted on; None: every row weighs 1.
 
     Raises:
         MantaError: a file is missing or unreadable, a column is missing or of a type that it cannot have, an id is
             null, or there is nothing to fit on or to judge by.
     """
-    train = _rows(path / TRAIN)
-    valid = _rows(path / VALID) if (path / VALID).exists() else None
+    train = _rows(path / TRAIN, weigh)
+    valid = _rows(path / VALID, weigh) if (path / VALID).exists() else None
     if on_valid and valid is None:
         raise MantaError(f"{path}: found no {VALID}, wanted one for --on valid")
     parts = [train] if on_valid or valid is None else [train, valid]
@@ -93,21 +100,37 @@ def read_folder(path: Path, *, on_valid: bool) -> Folder:
     items = Ids.of(pc.unique(pa.chunked_array([chunk for ids in listed for chunk in ids.chunks])))
     users = Ids.of(pc.unique(rows["user_id"]))
     held = _held(_table(path / VALID) if on_valid else _table(path / TEST), path, users, items)
-    return Folder(_interactions(rows, users, items, len(train)), _catalogue(items, columns), held)
+    fitted = _interactions(rows, users, items, len(train), weigh)
+    if len(fitted) == 0:
+        raise MantaError(
+            f"{path / TRAIN}: found no row that weighs anything, wanted at least one (learn.event_weights)"
+        )
+    return Folder(fitted, _catalogue(items, columns), held)
 
 
-def _interactions(rows: pa.Table, users: Ids, items: Ids, n_train: int) -> Interactions:
+def _interactions(rows: pa.Table, users: Ids, items: Ids, n_train: int, weigh: RowWeights | None) -> Interactions:
     """In the order of time, file order among equals; rows from n_train on came as validation."""
     times = rows["timestamp"].to_numpy()
     order = np.argsort(times, kind="stable")
+    owners = users.rows(rows["user_id"])[order].astype(np.int32)
+    places = items.rows(rows["item_id"])[order].astype(np.int32)
+    times, validation = times[order], order >= n_train
+    weights, unsettled = np.ones(len(rows), np.float32), None
+    if weigh is not None:
+        weighed = weigh.of(rows.take(order), owners.astype(np.int64))
+        kept = np.flatnonzero(weighed.final > 0)
+        unsettled = Unsettled.of(weighed, owners, places, times, kept)
+        weights, owners, places = weighed.final[kept], owners[kept], places[kept]
+        times, validation = times[kept], validation[kept]
     return Interactions(
-        users.rows(rows["user_id"])[order].astype(np.int32),
-        items.rows(rows["item_id"])[order].astype(np.int32),
-        np.ones(len(rows), np.float32),
-        times[order],
+        owners,
+        places,
+        weights,
+        times,
         len(users),
         len(items),
-        validation=order >= n_train if n_train < len(rows) else None,
+        validation=validation if n_train < len(rows) else None,
+        unsettled=unsettled,
     )
 
 
@@ -204,8 +227,8 @@ def _table(path: Path) -> pa.Table:
         raise MantaError(f"{path}: {str(error).splitlines()[0]}; wanted readable Parquet") from None
 
 
-def _rows(path: Path) -> pa.Table:
-    """`user_id, item_id, timestamp` (int64, milliseconds; the file's order where it has none)."""
+def _rows(path: Path, weigh: RowWeights | None) -> pa.Table:
+    """`user_id, item_id, timestamp` (int64, milliseconds; the file's order where it has none), and what is weighed."""
     table = _table(path)
     _has(table, ("user_id", "item_id"), path)
     for name in ("user_id", "item_id"):
@@ -214,7 +237,8 @@ def _rows(path: Path) -> pa.Table:
             raise MantaError(f"{path}: {name}: found {kind}, wanted int64 or string")
     _no_nulls(table, ("user_id", "item_id"), path)
     columns = [_plain(table["user_id"]), _plain(table["item_id"]), _times(table, path)]
-    return pa.table(columns, names=["user_id", "item_id", "timestamp"])
+    rows = pa.table(columns, names=["user_id", "item_id", "timestamp"])
+    return rows if weigh is None else weigh.with_columns(rows, table, path)
 
 
 def _times(table: pa.Table, path: Path) -> pa.ChunkedArray:

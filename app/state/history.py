@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from app.events.schema import IMPRESSION, MERGE, REMOVE
+from app.events.schema import REMOVE
 from app.state.reader import EMPTY_HISTORY, UserHistory
 from app.state.record import (
     FORMAT,
@@ -32,11 +32,10 @@ from app.state.record import (
     last_place,
     oldest,
 )
-from app.weighing import NEVER
+from app.weighing import NEVER, NOT_IN_HISTORY
 
 __all__ = ["NOT_IN_HISTORY", "Entry", "add", "drop_expired", "entries_of", "extend", "fold", "is_view", "read"]
 
-NOT_IN_HISTORY = frozenset({IMPRESSION, MERGE})
 _I64, _I32, _F32 = struct.Struct("<q"), struct.Struct("<i"), struct.Struct("<f")
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ import pytest
 
 from app.errors import MantaError
 from app.evaluation.evaluate import Protocol, evaluate
+from app.evaluation.folder import read_folder
 from app.evaluation.judging import _first
+from app.evaluation.row_weights import RowWeights
+from app.event_weights import EventWeight
 from scripts.cli import main
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -138,7 +142,9 @@ def test_an_empty_train_and_a_protocol_that_does_not_fit_are_refused(tmp_path: P
         run(folder(tmp_path, train=TRAIN, test=TRAIN), "sampled")
 
 
-def test_the_command_writes_what_the_contract_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_what_the_contract_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder(tmp_path, train=TRAIN, test={"user_id": ["x"], "item_id": ["b"]})
     out = tmp_path / "out.json"
     words = ["--data", str(tmp_path), "--family", "popularity", "--protocol", "top-n", "--json", str(out)]
@@ -155,10 +161,56 @@ def test_the_command_writes_what_the_contract_names(tmp_path: Path, capsys: pyte
     assert wanted <= set(found["metrics"])
     assert wanted == set(found["ci95"])
     assert "ndcg" in capsys.readouterr().out
+    monkeypatch.setenv("MANTA_LEARN__EVENT_WEIGHTS", "{view: 2, click: {linear: true}}")
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", *words, "--weigh", "view"])
+    assert ended.value.code == 0
+    assert json.loads(out.read_text())["weigh"] == {"view": 2.0, "click": {"linear": True}}
     for wrong in (["--param", "half_life_days"], ["--protocol", "guess"], ["--on", "train"], ["--family", "none"]):
         with pytest.raises(SystemExit) as ended:
             main(["evaluate", *words, *wrong])
         assert ended.value.code == 2
+
+
+def test_rows_weigh_as_events_by_the_settings(tmp_path: Path) -> None:
+    train = {
+        "user_id": ["u", "u", "u", "u", "v", "v", "v"],
+        "item_id": ["a", "b", "seen", "c", "a", "d", "b"],
+        "timestamp": [0, 1, 5, 121, 0, 60, 9000],
+        "event_type": [None, None, "impression", None, None, "buy", None],
+        "value": [None, None, None, None, 1.0, None, math.nan],
+    }
+    path = folder(tmp_path, train=train, test={"user_id": ["new"], "item_id": ["d"]})
+    view = {"log1p": True, "min_s": 3, "cap_s": 100}
+    weights = {"view": EventWeight.model_validate(view), "buy": EventWeight(weight=2.0)}
+    weigh = RowWeights(weights, 1800.0, "view")
+    data = read_folder(path, on_valid=False, weigh=weigh)
+    fitted, ids = data.fitted, data.catalogue.item_ids
+    # u left a after 1 s, b after 120 s (an impression ends nothing), is still at c; v had a for 1 s, is still at b.
+    assert [ids[item] for item in fitted.items] == ["b", "d", "c", "b"]
+    assert fitted.weights.tolist() == pytest.approx([math.log1p(100), 2.0, 1.0, 1.0])
+    before = fitted.histories_before(np.arange(4))
+    assert [before.items[start:end].tolist() for start, end in pairwise(before.offsets.tolist())] == [
+        [ids.index("a")],  # not known yet that it would be left so soon
+        [],
+        [ids.index("b")],
+        [ids.index("d")],
+    ]
+    assert before.weights.tolist() == [1.0, 1.0, 2.0]
+    result = run(path, weigh=weigh)
+    assert result["weigh"] == {"view": view, "buy": 2.0}
+    assert result["metrics"]["mrr_at_5"] == pytest.approx(1 / 2)  # b 5.6, d 2, c 1
+    for wrong, wanted_line in (
+        ({"value": [math.inf] * 7}, "value: found infinity"),
+        ({"value": ["x"] * 7}, "value: found string, wanted a number"),
+        ({"event_type": [1] * 7}, "event_type: found int64, wanted text"),
+        ({"event_type": ["other"] * 7}, "found no row that weighs anything"),
+    ):
+        with pytest.raises(MantaError, match=wanted_line):
+            run(folder(tmp_path, train={**train, **wrong}), weigh=weigh)
+    del train["timestamp"]
+    with pytest.raises(MantaError, match="found a dwell time missing and no timestamp"):
+        run(folder(tmp_path, train=train), weigh=weigh)
 
 
 @pytest.mark.skipif(not (DATA / "gowalla").exists(), reason="the evaluation data are not there")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from app.chain.question import stored_entries
 from app.errors import NotFound, RequestInvalid
 from app.ranking.network import NetworkRanker
 from app.recommend import Answer, Request, Scored, in_process, recommend_now, similar, warm_up
@@ -243,6 +244,33 @@ def test_surface_settings_choose_sources_rules_and_person(made: TinyBundle) -> N
     light = World(made, SurfaceSettings(timeout_ms=10_000, event_weights={"rating": 1.0}))
     light.click("u", "i0")
     assert "i0" not in light.ids(user_id="u", k=500)
+
+
+def test_a_view_that_was_left_at_once_counts_no_more_when_the_next_event_comes_also_a_late_one(
+    made: TinyBundle,
+) -> None:
+    view = {"view": {"log1p": True, "min_s": 3, "cap_s": 300}}
+    world = World(made, SurfaceSettings.model_validate({"timeout_ms": 10_000, "event_weights": view}))
+
+    def weighed() -> list[tuple[str, float]]:
+        (stored,) = world.state.histories([("user", "u")])
+        rows, entries = stored_entries(world.chain, stored)
+        assert len(rows) == len(stored.item_ids)  # all of it is consumed
+        ids = [made.catalogue.item_ids[row] for row in entries.rows]
+        return [(item, round(weight, 3)) for item, weight in zip(ids, entries.weights.tolist(), strict=True)]
+
+    world.state.add("u", "i0", event_type="view", time_ms=0)
+    assert weighed() == [("i0", 1.0)]
+    world.state.add("u", "i1", event_type="view", time_ms=60_000)
+    assert weighed() == [("i0", 4.111), ("i1", 1.0)]
+    world.state.add("u", "i2", event_type="scroll", time_ms=2_000)  # late; without a weight of its own
+    assert weighed() == [("i1", 1.0)]
+    world.state.add("u", "i3", event_type="view", time_ms=61_000, value=9.0)
+    assert weighed() == [("i3", 2.303)]
+    gap_ms = int(made.spec.session_gap_s * 1000)
+    world.state.add("u", "i4", event_type="view", time_ms=61_000 + gap_ms + 1)
+    world.state.add("u", "i5", event_type="view", time_ms=61_000 + 3 * gap_ms)
+    assert weighed() == [("i3", 2.303), ("i4", 1.0), ("i5", 1.0)]  # another session ends nothing
 
 
 @pytest.mark.parametrize("whose", ["surface", "state"])

@@ -240,7 +240,7 @@ async def _rank(batch: Batch, questions: list[Question], candidates: Candidates)
     def score() -> Awaitable[np.ndarray[Any, np.dtype[np.float32]]]:
         nonlocal table
         table = features(bundle.spec, _context(chain, questions, candidates))
-        return chain.stages.score(bundle.id, table)
+        return chain.stages.score(bundle.id, table, chain.surface.objectives)
 
     scores, reason, late = await _within(batch, "rank", questions, score, unranked)
     batch.lap("rank", since)

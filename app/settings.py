@@ -255,11 +255,17 @@ class LearnSettings(Section):
     extra_features: tuple[Literal["idle_time", "session", "session_content", "session_idle"], ...] = Field(
         (), description="Features that the ranker has only where asked for: of the current session, and of its age."
     )
+    objectives: dict[str, tuple[str, ...]] = Field(
+        default={"click": ("click",), "like": ("like",), "purchase": ("purchase",)},
+        min_length=1,
+        description="What the ranker predicts of an item that was shown, and the event types that say it happened; a "
+        "surface weighs them (`surfaces.*.objectives`).",
+    )
     statistics_age_h: float | None = Field(
         None,
         gt=0,
-        description="How old item statistics get while they serve: the ranker's examples see them so old at most. Null: "
-        "as a bundle's that is not followed for as long as the ranker slice lasts.",
+        description="How old item statistics get while they serve: the ranker's examples see them so old at most. "
+        "Null: as a bundle's that is not followed for as long as the ranker slice lasts.",
     )
     gate_tolerance: float = Field(0.0, ge=0, description="How much worse than the champion a bundle may be.")
 

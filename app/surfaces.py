@@ -1,6 +1,6 @@
 """A surface's section of the settings: one place where recommendations show."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -45,6 +45,11 @@ class SurfaceSettings(Section):
     candidates: int = Field(200, ge=10, le=2000, description="Candidates that reach the ranker.")
     sources: tuple[SourceSettings, ...] = Field(
         default=(), description="Sources to merge; empty: the mix that the bundle chose on validation."
+    )
+    objectives: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default={},
+        description="What a shown item is worth by what comes of it (`click: 1, purchase: 20`): candidates are ranked "
+        "by the sum of weight × probability. Empty, or none that the ranker has learned: all of its objectives alike.",
     )
     ranked: bool = Field(True, description="`false`: retrieval order is the configured answer (no ranker).")
     rules: RuleSettings = Field(default=RuleSettings(), description="Rules that every rung obeys.")

@@ -12,7 +12,7 @@ from ray.serve.handle import DeploymentHandle
 
 from app.bundles.manifest import verify
 from app.degrade import StageOverloaded, StageStarting
-from app.ranking.ranker import Ranker
+from app.ranking.ranker import Ranker, Weights, weighted_score
 from app.recommend import warm_up
 from app.retrieval.query import Candidates, Query
 from app.retrieval.sources import Source, retrieve
@@ -91,12 +91,12 @@ class Scorer:
         self._stage: _Stage[Ranker | None] = _Stage(settings, home, cpus, BundleStore("ranker", _ranker))
         await self._stage.ready()
 
-    async def score(self, bundle_id: str, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    async def score(self, bundle_id: str, features: NDArray[np.float32], weights: Weights) -> NDArray[np.float32]:
         """As `app.chain.stages.Stages.score`."""
         ranker = await self._stage.of(bundle_id)
         if ranker is None:
             raise LookupError(f"bundle {bundle_id}: found no ranker, wanted one")
-        return ranker.score(features)
+        return weighted_score(ranker, features, weights)
 
 
 class RemoteStages:
@@ -110,8 +110,8 @@ class RemoteStages:
         found: Candidates = await _answer(self._retrieve.remote(bundle_id, query))
         return found
 
-    async def score(self, bundle_id: str, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        scores: NDArray[np.float32] = await _answer(self._score.remote(bundle_id, features))
+    async def score(self, bundle_id: str, features: NDArray[np.float32], weights: Weights) -> NDArray[np.float32]:
+        scores: NDArray[np.float32] = await _answer(self._score.remote(bundle_id, features, weights))
         return scores
 
 

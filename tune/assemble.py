@@ -25,6 +25,7 @@ from app.retrieval.sources import Source, retrieve, source_of
 from tune.ranker_plan import RankerPlan
 
 Mix = tuple[tuple[str, int], ...]
+Logged = Callable[[tuple[str, ...], int | None], Examples | None]
 Describe = Callable[[Catalogue, Sequence[str]], FeatureSpec]
 Earlier = Callable[[Sequence[str]], Mapping[str, CandidateModel]]
 
@@ -57,7 +58,8 @@ class Assembled:
     Attributes:
         evaluation: the chain's, on the validation cases.
         ablation: the metric of each stage and of what it is measured against, on the same cases.
-        examples: of ranker slice and validation, each from sources fitted before it: a final ranker learns from both.
+        examples: for the final ranker: the whole log, or where the ranker learned from next events those of ranker
+            slice and validation, each from sources fitted before it.
     """
 
     chain: Chain
@@ -92,6 +94,7 @@ def assemble(
     seed: int,
     describe: Describe = make_spec,
     rankers: RankerPlan = DEFAULT_PLAN,
+    logged: Logged | None = None,
 ) -> Assembled:
     """Chooses the chain as it will serve: whatever is asked has learned from everything up to what it is asked for.
 
@@ -106,6 +109,7 @@ def assemble(
         candidates: how many reach the ranker.
         describe: makes the spec of the features.
         rankers: which are tried.
+        logged: examples from the log, of some features and before some time (milliseconds; None: all), None: too few.
     """
     sources = {name: source_of(model) for name, model in models.items()}
     random = np.random.default_rng(seed)
@@ -126,14 +130,20 @@ def assemble(
     ]
     ablation = {f"{name} alone": value for name, value in sorted(values.items(), key=lambda entry: -entry[1])}
     ablation |= {"sources merged": found[1][1].metrics[metric]}
-    for kind in rankers.kinds:
-        ranker = rankers.fitted(kind, feature_names(spec), learned, seed)
+    names = feature_names(spec)
+    log = None
+    if logged is not None and rankers.examples != "next":
+        log = logged(names, int(slices.interactions.times[slices.validation[0]]))
+    source = "log" if log is not None else "next events"
+    for kind in rankers.kinds if log is not None or rankers.examples != "log" else ():
+        ranker = rankers.fitted(kind, names, learned if log is None else log, seed)
         if ranker is not None:
             ranked = evaluated(score_ranks(judged, ranker.score(judged.features)), users)
-            ablation |= {f"merged and ranked ({kind})": ranked.metrics[metric]}
+            ablation |= {f"merged and ranked ({kind}, {source})": ranked.metrics[metric]}
             found.append((Chain(mix, candidates, ranker, spec), ranked))
     chain, evaluation = chosen(found, metric)
-    return Assembled(chain, evaluation, ablation, both(learned, judged))
+    everything = both(learned, judged) if log is None or logged is None else logged(names, None) or log
+    return Assembled(chain, evaluation, ablation, everything)
 
 
 def chosen(found: Sequence[tuple[Chain, Evaluation]], metric: str) -> tuple[Chain, Evaluation]:

@@ -33,6 +33,7 @@ from app.models.families import family_of, load_model
 from app.models.interactions import Catalogue, Histories
 from app.retrieval.sources import Source, retrieve, source_of
 from app.settings import Settings
+from tune.answer_log import AnswerLog
 from tune.assemble import BATCH, Assembled, Chain, Slices, assemble, judge_chain, plain_query
 from tune.dataset import TrainingSet
 from tune.journal import TrialRecord
@@ -97,6 +98,7 @@ def package(
         seed=seed,
         describe=partial(make_spec, also=settings.learn.extra_features, session_gap_s=settings.learn.session_gap_s),
         rankers=sweep.ranker,
+        logged=None if sweep.ranker.examples == "next" else AnswerLog.read(settings, home).examples,
     )
     tell("fitting the chosen sources on everything")
     chain = _with_final_ranker(assembled, sweep.ranker, seed)

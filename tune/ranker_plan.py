@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.ranking.examples import Examples
@@ -23,6 +24,11 @@ class RankerPlan(BaseModel):
     kinds: tuple[Kind, ...] = Field(
         ("network",), description="Tried in this order; a later one must be better on validation. None: no ranker."
     )
+    examples: Literal["auto", "log", "next"] = Field(
+        "auto",
+        description="`log`: shown items with the features that serving logged; `next`: next events with candidates of "
+        "the real retrievers; `auto`: the log where it has enough answers of the chain's features, else next events.",
+    )
     network: NetworkParams | None = Field(
         None, description="Parameters of the cross network; null: its size by the number of cases."
     )
@@ -37,7 +43,7 @@ class RankerPlan(BaseModel):
 
     def fitted(self, kind: str, feature_names: Sequence[str], examples: Examples, seed: int) -> TrainableRanker | None:
         """A ranker of the kind trained on the examples; None: too few of them hold what was answered."""
-        answered = int((examples.targets >= 0).sum())
+        answered = len(np.unique(examples.owner[examples.labels.any(axis=1)]))
         if answered < LEAST_CASES:
             return None
         ranker = self.made(kind, feature_names, answered)

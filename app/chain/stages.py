@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from app.ranking.ranker import Ranker
+from app.ranking.ranker import Ranker, Weights, weighted_score
 from app.retrieval.query import Candidates, Query
 from app.retrieval.sources import Source, retrieve
 
@@ -27,8 +27,8 @@ class Stages(Protocol):
         """Raises: StageStarting, StageOverloaded, or anything (cause `error`)."""
         ...
 
-    async def score(self, bundle_id: str, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """float32 (R, F) -> float32 (R,); raises as `retrieve`."""
+    async def score(self, bundle_id: str, features: NDArray[np.float32], weights: Weights) -> NDArray[np.float32]:
+        """float32 (R, F) -> float32 (R,), by a surface's weights of the objectives; raises as `retrieve`."""
         ...
 
 
@@ -53,11 +53,11 @@ class LocalStages:
     async def retrieve(self, bundle_id: str, query: Query) -> Candidates:
         return retrieve(self._bundles[bundle_id].sources, query)
 
-    async def score(self, bundle_id: str, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    async def score(self, bundle_id: str, features: NDArray[np.float32], weights: Weights) -> NDArray[np.float32]:
         ranker = self._bundles[bundle_id].ranker
         if ranker is None:
             raise LookupError(f"bundle {bundle_id}: found no ranker, wanted one")
-        return ranker.score(features)
+        return weighted_score(ranker, features, weights)
 
 
 async def ask(

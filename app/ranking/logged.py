@@ -4,7 +4,7 @@ Nothing is computed again: the features are those that serving had, from `impres
 request id and item id.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from app.events.schema import IMPRESSION
 from app.events.window_merge import key_codes
+from app.ranking.examples import Examples
 
 _SEPARATOR = "\x1f"
 _KEYS = ("request_id", "item_id")
@@ -26,7 +27,8 @@ class LoggedRows:
     Attributes:
         names: of the F features.
         features: float32 (n, F), as serving computed them.
-        labels: bool (n,), whether the item was reacted to.
+        objectives: names of the O objectives.
+        labels: float32 (n, O), 1 where the item was reacted to as the objective has it.
         propensity: float64 (n,), the probability that it stood where it stood; NaN: not logged.
         position: int32 (n,), from 1.
         offsets: int64 (answers + 1,): the rows of each answer.
@@ -36,19 +38,26 @@ class LoggedRows:
 
     names: tuple[str, ...]
     features: NDArray[np.float32]
-    labels: NDArray[np.bool_]
+    objectives: tuple[str, ...]
+    labels: NDArray[np.float32]
     propensity: NDArray[np.float64]
     position: NDArray[np.int32]
     offsets: NDArray[np.int64]
     requests: list[str]
     left_out: int
 
+    def examples(self, names: tuple[str, ...] | None = None) -> Examples:
+        """As a ranker learns from them: each answer a case. `names`: the same features in another order."""
+        places = [self.names.index(name) for name in names or self.names]
+        features = self.features if names in (None, self.names) else np.ascontiguousarray(self.features[:, places])
+        return Examples(features, self.offsets, self.labels, self.objectives, self.position)
+
 
 def logged_rows(
     impressions: pa.Table,
     events: pa.Table,
     *,
-    label_types: Collection[str],
+    objectives: Mapping[str, Collection[str]],
     attribution_us: int,
     names: tuple[str, ...] | None = None,
     posted_surfaces: Collection[str] = (),
@@ -58,14 +67,14 @@ def logged_rows(
     Args:
         impressions: IMPRESSION_COLUMNS, as the lake has them; an answer that is there twice counts once.
         events: EVENT_COLUMNS, each once.
-        label_types: event types that are a reaction (`stats.click_types`).
+        objectives: by name the event types that are a reaction (`learn.objectives`).
         attribution_us: how far a reaction may lie from its answer, microseconds (`stats.attribution_s`).
         names: of the features wanted; None: those of the newest answer.
         posted_surfaces: surfaces on which only items count that the client has posted as shown.
     """
     answers, left_out = _of_one_spec(impressions, names)
     if not len(answers):
-        return _nothing(names or (), left_out)
+        return _nothing(names or (), tuple(objectives), left_out)
     wanted = tuple(answers["feature_names"][0].as_py())
     lists = answers["items"].combine_chunks()
     lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -85,7 +94,8 @@ def logged_rows(
     return LoggedRows(
         wanted,
         table[kept],
-        near.any(label_types)[kept],
+        tuple(objectives),
+        np.stack([near.any(kinds) for kinds in objectives.values()], axis=1).astype(np.float32)[kept],
         pc.fill_null(propensity, np.nan).to_numpy(zero_copy_only=False)[kept],
         pc.struct_field(items, "position").to_numpy(zero_copy_only=False).astype(np.int32)[kept],
         np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
@@ -130,11 +140,12 @@ class _Near:
         return found
 
 
-def _nothing(names: tuple[str, ...], left_out: int) -> LoggedRows:
+def _nothing(names: tuple[str, ...], objectives: tuple[str, ...], left_out: int) -> LoggedRows:
     return LoggedRows(
         names,
         np.empty((0, len(names)), np.float32),
-        np.empty(0, np.bool_),
+        objectives,
+        np.empty((0, len(objectives)), np.float32),
         np.empty(0, np.float64),
         np.empty(0, np.int32),
         np.zeros(1, np.int64),

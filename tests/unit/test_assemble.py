@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from app.evaluation.protocols import Evaluation, evaluated
 from app.features.items import ItemFeatures
 from app.features.spec import FeatureSpec
 from app.features.statistics import ItemStatistics
+from app.features.table import feature_names
 from app.models.candidate import CandidateModel
 from app.models.families import make
 from app.models.interactions import Catalogue
@@ -18,6 +20,7 @@ from app.retrieval.sources import retrieve, source_of
 from tests.unit.chain_world import catalogue, interactions
 from tune.assemble import (
     FILLERS,
+    Assembled,
     Chain,
     Slices,
     alone,
@@ -29,6 +32,7 @@ from tune.assemble import (
     plain_query,
     score_ranks,
 )
+from tune.ranker_plan import RankerPlan
 
 
 def examples(*targets: int) -> Examples:
@@ -98,6 +102,48 @@ def test_what_is_chosen_is_measured_as_a_bundle_would_be() -> None:
         200,
     )
     np.testing.assert_array_equal(again.ranks, found.evaluation.ranks)
+
+
+def test_a_ranker_learns_from_the_log_where_there_is_one() -> None:
+    items, slices, values = world()
+    whole = slices.interactions
+    models = {name: make(name).fit(whole.first(int(slices.ranker[0])), items) for name in values}
+    asked: list[tuple[int, int | None]] = []
+
+    def logged(names: tuple[str, ...], before_ms: int | None) -> Examples:
+        """80 answers of four items; the click is on what is named first."""
+        asked.append((len(names), before_ms))
+        rows = np.random.default_rng(0).normal(size=(320, len(names))).astype(np.float32)
+        found = Examples.of_targets(rows, np.arange(0, 321, 4), np.zeros(80, np.int64))
+        return replace(found, objectives=("click",), positions=np.tile(np.arange(1, 5, dtype=np.int32), 80))
+
+    def assembled(plan: RankerPlan) -> Assembled:
+        return assemble(
+            models,
+            values,
+            items,
+            slices,
+            earlier=lambda names: {name: models[name] for name in names},
+            metric="ndcg_at_10",
+            candidates=40,
+            seed=0,
+            rankers=plan,
+            logged=logged,
+        )
+
+    of_log = assembled(RankerPlan(kinds=("network", "lightgbm")))
+    assert {"merged and ranked (network, log)", "merged and ranked (lightgbm, log)"} <= set(of_log.ablation)
+    assert of_log.examples.objectives == ("click",)
+    width = len(feature_names(of_log.chain.spec)) or asked[0][0]
+    assert asked == [(width, int(whole.times[slices.validation[0]])), (width, None)]
+    asked.clear()
+    of_events = assembled(RankerPlan(examples="next"))
+    assert not asked
+    assert "merged and ranked (network, next events)" in of_events.ablation
+    assert len(of_events.examples) == len(slices.ranker) + len(slices.validation)
+    none = assembled(RankerPlan(kinds=()))
+    assert not [name for name in none.ablation if "ranked" in name]
+    assert none.chain.ranker is None
 
 
 def test_the_best_family_alone_keeps_its_order() -> None:

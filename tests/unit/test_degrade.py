@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from app.degrade import FAILURES_TO_OPEN, OPEN_S, Breaker, Breakers, StageOverloaded, StageStarting
 from app.models.interactions import Rows
+from app.ranking.ranker import Weights
 from app.recommend import Answer, LocalStages, Outcome, Request, recommend
 from app.retrieval.query import Candidates, Query
 from app.surfaces import SurfaceSettings
@@ -36,9 +37,9 @@ class Remote:
         await self._do("retrieve")
         return await self._local.retrieve(bundle_id, query)
 
-    async def score(self, bundle_id: str, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    async def score(self, bundle_id: str, features: NDArray[np.float32], weights: Weights) -> NDArray[np.float32]:
         await self._do("score")
-        return await self._local.score(bundle_id, features)
+        return await self._local.score(bundle_id, features, weights)
 
     async def _do(self, stage: str) -> None:
         self.calls += 1

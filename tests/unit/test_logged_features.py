@@ -50,7 +50,9 @@ def event(request: str, item: str, after: int, kind: str = "click") -> dict[str,
 
 def rows_of(impressions: pa.Table, events: list[dict[str, Any]], **more: Any) -> LoggedRows:
     table = pa.Table.from_pylist(events, EVENT_COLUMNS)
-    return logged_rows(impressions, table, label_types=["click"], attribution_us=10 * MINUTE, **more)
+    return logged_rows(
+        impressions, table, objectives={"click": ["click"], "look": ["look"]}, attribution_us=10 * MINUTE, **more
+    )
 
 
 def test_training_rows_are_what_serving_computed(world: World) -> None:
@@ -81,7 +83,12 @@ def test_training_rows_are_what_serving_computed(world: World) -> None:
         assert np.array_equal(rows.features[5 * place : 5 * place + 5], answer.seen.values)
     assert rows.position.tolist() == [1, 2, 3, 4, 5] * 3
     assert rows.propensity.tolist() == [1.0] * 15
-    assert np.flatnonzero(rows.labels).tolist() == [2, 5]
+    assert np.flatnonzero(rows.labels[:, 0]).tolist() == [2, 5]
+    assert np.flatnonzero(rows.labels[:, 1]).tolist() == [7]
+    turned = rows.examples(rows.names[::-1])
+    assert np.array_equal(turned.features, rows.features[:, ::-1])
+    assert (turned.objectives, turned.targets.tolist()) == (("click", "look"), [2, 0, -1])
+    assert turned.positions.tolist() == rows.position.tolist()
 
 
 def test_other_specs_and_posted_surfaces(world: World) -> None:
@@ -90,7 +97,7 @@ def test_other_specs_and_posted_surfaces(world: World) -> None:
     ids = [item.item_id for item in found[0][1].items]
     posted = [event("r-one", ids[1], MINUTE, "impression"), event("r-one", ids[1], MINUTE), event("r-one", ids[0], 1)]
     rows = rows_of(impressions, posted, posted_surfaces=["home"])
-    assert (rows.position.tolist(), rows.labels.tolist(), rows.offsets.tolist()) == ([2], [True], [0, 1, 1])
+    assert (rows.position.tolist(), rows.labels.tolist(), rows.offsets.tolist()) == ([2], [[1, 0]], [0, 1, 1])
     assert len(rows_of(impressions, [], names=("another",)).labels) == 0
     assert rows_of(impressions, [], names=("another",)).left_out == 2
     assert rows_of(impressions.slice(0, 0), []).requests == []

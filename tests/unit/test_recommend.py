@@ -330,3 +330,33 @@ def test_an_operand_that_no_value_of_the_column_could_be_is_refused(
     (outcome,) = world.outcomes(Request(filters={column: condition}))
     assert isinstance(outcome, RequestInvalid)
     assert outcome.field == f"filters.{column}.{next(iter(condition))}"
+
+
+class ClickOrBuy(NetworkRanker):
+    """Two objectives: what the first source ranks first is clicked, what it ranks last is bought."""
+
+    def __init__(self, feature_names: tuple[str, ...]) -> None:
+        super().__init__(feature_names, objectives=("click", "purchase"))
+
+    def probabilities(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        rank = features[:, self.feature_names.index("source_rank:item_knn")]
+        return np.stack([rank, 0.1 * (1 - rank)], axis=1)
+
+
+def test_surfaces_weigh_what_comes_of_a_shown_item(made: TinyBundle) -> None:
+    assert made.ranker is not None
+    both = replace(made, ranker=ClickOrBuy(made.ranker.feature_names))
+
+    def items(objectives: dict[str, float]) -> list[tuple[str, float]]:
+        world = World(both, SurfaceSettings(timeout_ms=10_000, candidates=20, objectives=objectives))
+        world.click("u", "i0", "i4")
+        return [(item.item_id, item.score) for item in world.answer(user_id="u", k=20).items]
+
+    clicked, bought = items({"click": 1.0}), items({"click": 1.0, "purchase": 20.0})
+    probability = dict(clicked)
+    assert clicked[0] == (clicked[0][0], 1.0)
+    assert {item for item, _ in clicked} == {item for item, _ in bought}
+    assert clicked[0][0] == bought[-1][0]
+    for item, score in bought:
+        assert score == pytest.approx(probability[item] + 20 * 0.1 * (1 - probability[item]))
+    assert items({"like": 3.0}) == items({})  # none that it has learned

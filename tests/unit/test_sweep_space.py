@@ -55,6 +55,18 @@ def test_every_family_is_swept_over_its_own_ranges(family: str) -> None:
             "s.yaml: families.ease.sample: found 3, wanted one of the keys samples, defaults",
         ),
         (
+            {"ranker": {"kind": ["network"]}},
+            "s.yaml: ranker.kind: found ['network'], wanted one of the keys kinds, examples, network, lightgbm",
+        ),
+        (
+            {"ranker": {"lightgbm": {"depth": 3}}},
+            "s.yaml: ranker.lightgbm.depth: found 3, wanted one of the keys trees, leaves, learning_rate",
+        ),
+        (
+            {"ranker": {"kinds": ["forest"]}},
+            "s.yaml: ranker.kinds.0: found 'forest', wanted Input should be 'network' or 'lightgbm'",
+        ),
+        (
             {"families": {"ease": {"samples": 0}}},
             "s.yaml: families.ease.samples: found 0, wanted Input should be greater than or equal to 1",
         ),
@@ -84,6 +96,22 @@ def test_every_family_is_swept_over_its_own_ranges(family: str) -> None:
         (
             {"objective": {"latency_ms": 0.1}, "latency_probes": 0},
             "s.yaml: latency_probes: found 0, wanted at least 1, since objective.latency_ms weighs the latency",
+        ),
+        (
+            {"segment": {"of": "items", "by": "genres", "least": 5}},
+            "s.yaml: segment.least: found 5, wanted one of the keys of, by, values, least_events, cases",
+        ),
+        (
+            {"segment": {"of": "event", "by": "surface"}},
+            "s.yaml: segment.of: found 'event', wanted Input should be 'items', 'users' or 'events'",
+        ),
+        (
+            {"segment": {"of": "events", "by": "device"}},
+            "s.yaml: segment.by: found 'device', wanted one of event_type, surface, variant, bundle, context, extra",
+        ),
+        (
+            {"segment": {"of": "items", "by": "genres"}, "scheduler": "asha"},
+            "s.yaml: scheduler: found 'asha', wanted none, since segment trains many small models a trial",
         ),
         ({"metric": "auc"}, "s.yaml: metric: found 'auc', wanted Input should be 'ndcg_at_5'"),
         ({"name": None}, "s.yaml: name: found None, wanted Input should be a valid string"),

@@ -143,7 +143,7 @@ class LambdaRanker:
         )
 
     def save(self, folder: Path) -> None:
-        """Writes `ranker.json` and LightGBM's text of each objective, `OBJECTIVE.txt`."""
+        """Writes `ranker.json` and LightGBM's text of each objective, `objective_0.txt` and so on."""
         described = {
             "kind": self.kind,
             "features": self.feature_names,
@@ -153,8 +153,8 @@ class LambdaRanker:
             "calibrations": [calibration.model_dump() for calibration in self.calibrations],
         }
         (folder / "ranker.json").write_text(json.dumps(described, indent=1))
-        for name, booster in zip(self.objectives, self._boosters, strict=True):
-            (folder / f"{name}.txt").write_text(booster.model_to_string())
+        for number, booster in enumerate(self._boosters):
+            (folder / f"objective_{number}.txt").write_text(booster.model_to_string())
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -171,15 +171,15 @@ class LambdaRanker:
         ranker.positions = int(described["positions"])
         columns = len(ranker.feature_names) + (ranker.positions > 0)
         ranker.calibrations = tuple(Calibration.model_validate(one) for one in described["calibrations"])
-        for name in ranker.objectives:
+        for number in range(len(ranker.objectives)):
+            file = folder / f"objective_{number}.txt"
             try:
-                text = (folder / f"{name}.txt").read_text()
-                booster = lightgbm.Booster(model_str=text)
+                booster = lightgbm.Booster(model_str=file.read_text())
             except lightgbm.basic.LightGBMError as error:
-                raise BundleError(f"{folder}/{name}.txt: found no trees ({error}), wanted LightGBM's text") from None
+                raise BundleError(f"{file}: found no trees ({error}), wanted LightGBM's text") from None
             if booster.num_feature() != columns:
                 found = booster.num_feature()
-                raise BundleError(f"{folder}/{name}.txt: found {found} features, wanted the {columns} of ranker.json")
+                raise BundleError(f"{file}: found {found} features, wanted the {columns} of ranker.json")
             ranker._boosters.append(booster)
         if len(ranker.calibrations) != len(ranker.objectives) or not ranker.objectives:
             raise BundleError(f"{folder}: found {len(ranker.calibrations)} calibrations, wanted one an objective")

@@ -1,19 +1,33 @@
 """Every ranker behind the Protocol: it learns what decides, scores a row alike in any batch, and survives its files."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from app.bundles.load import load_bundle
+from app.bundles.manifest import read_manifest
+from app.chain.sample import Sample
 from app.errors import BundleError
+from app.features.items import ItemFeatures
+from app.features.table import feature_names, make_spec
+from app.models.families import make as make_model
 from app.ranking.calibration import reliability
 from app.ranking.examples import NEXT, Examples, ndcg_of_targets
 from app.ranking.kinds import RANKERS, LambdaParams, LambdaRanker, NetworkParams, NetworkRanker
+from app.ranking.next_events import statistics_steps, training_examples
 from app.ranking.ranker import TrainableRanker, TrainingReport, weighted_score
+from app.retrieval.sources import retrieve, source_of
+from tests.unit.chain_world import World, catalogue, interactions
 from tests.unit.clicks import NAMES, clicks, relevance
+from tests.unit.tiny_bundle import MIX, write_tiny
 
+GOLDEN = Path(__file__).parent.parent / "golden" / "bundle_v1"
 Make = Callable[..., TrainableRanker]
 NETWORK = {"epochs": 10, "batch_cases": 32, "learning_rate": 0.01, "hidden": 16, "dropout": 0.0}
 TREES = {"trees": 60, "leaves": 7, "least_rows": 20, "patience": 60, "learning_rate": 0.1}
@@ -146,3 +160,57 @@ def test_objectives_survive_the_files(pair: Pair, tmp_path: Path) -> None:
     loaded, few = RANKERS[pair[1].kind].load(tmp_path), anyone(3)[:40]
     assert loaded.objectives == ("click", "purchase")
     assert np.array_equal(loaded.probabilities(few), pair[1].probabilities(few))
+
+
+def trees_on_next_events() -> LambdaRanker:
+    """Learned on the examples of a tiny world."""
+    data, items = interactions(), catalogue()
+    sources = {name: source_of(make_model(name).fit(data.first(200), items)) for name, _ in MIX}
+    spec = make_spec(items, [name for name, _ in MIX])
+    cases = np.arange(200, len(data))
+    ranker = LambdaRanker(feature_names(spec), LambdaParams(trees=5, leaves=4, least_rows=10))
+    ranker.fit(
+        training_examples(
+            partial(retrieve, sources),
+            data,
+            cases,
+            spec=spec,
+            items=ItemFeatures.of(spec, items),
+            statistics=statistics_steps(data, cases, spec.half_lives_days),
+            mix=MIX,
+            limit=40,
+        )
+    )
+    return ranker
+
+
+def test_a_bundle_of_trees_answers_as_they_score(tmp_path: Path) -> None:
+    ranker, folder = trees_on_next_events(), write_tiny(tmp_path, "trees", ranker=trees_on_next_events())
+    assert "ranker/objective_0.txt" in read_manifest(folder).files
+    loaded = load_bundle(folder)
+    assert loaded.ranker is not None
+    assert loaded.ranker.kind == "lightgbm"
+    world = World(loaded, seen_of=Sample(1.0))  # type: ignore[arg-type]
+    world.click("u", "i0", "i4")
+    answer = world.answer(user_id="u", k=10)
+    assert answer.seen is not None
+    np.testing.assert_array_equal([item.score for item in answer.items], ranker.score(answer.seen.values))
+    assert 0 < answer.items[-1].score < answer.items[0].score < 1
+    (folder / "ranker" / "objective_0.txt").write_text("tree\nbroken")
+    with pytest.raises(BundleError):
+        load_bundle(folder)
+
+
+def test_a_gateway_without_trees_does_not_import_them() -> None:
+    program = (
+        "import sys\n"
+        "from app.bundles.load import load_bundle\n"
+        "from pathlib import Path\n"
+        "from app.recommend import warm_up\n"
+        f"bundle = load_bundle(Path({str(GOLDEN)!r}))\n"
+        "assert bundle.manifest.ranker == 'network'\n"
+        "warm_up(bundle)\n"
+        "assert not {'lightgbm', 'narwhals'} & set(sys.modules), 'taken in'"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -15,26 +15,36 @@ from app.features.table import feature_names, make_spec
 from app.models.families import make
 from app.models.interactions import Catalogue
 from app.ranking.network import NetworkRanker
+from app.ranking.ranker import Ranker
 from app.settings import Settings
 from tests.unit.chain_world import N_ITEMS, columns_of, interactions
 
 MIX = (("item_knn", 20), ("popularity", 20), ("content", 10))
 
 
-def write_tiny(parent: Path, bundle_id: str, *, prefix: str = "i", ndcg: float = 0.1, sick: bool = False) -> Path:
+def write_tiny(
+    parent: Path,
+    bundle_id: str,
+    *,
+    prefix: str = "i",
+    ndcg: float = 0.1,
+    sick: bool = False,
+    ranker: Ranker | None = None,
+) -> Path:
     """A bundle of 60 items `{prefix}0` to `{prefix}59`; another prefix makes a disjoint catalogue.
 
     Args:
         sick: its ranker's scores are no numbers.
+        ranker: None: a network that has not learned.
     """
     rows = [columns_of(row) for row in range(N_ITEMS)]
     columns = pa.table({name: [row[name] for row in rows] for name in ("title", "genres", "year")})
     items, data = Catalogue.of([f"{prefix}{row}" for row in range(N_ITEMS)], columns), interactions()
     models = {name: make(name).fit(data, items) for name, _ in MIX}
     spec = make_spec(items, [name for name, _ in MIX])
-    ranker = NetworkRanker(feature_names(spec))
+    network = NetworkRanker(feature_names(spec))
     if sick:
-        torch.nn.init.constant_(ranker.module.out.weight, float("nan"))
+        torch.nn.init.constant_(network.module.out.weight, float("nan"))
     scores = models["popularity"].score(data.histories().slice(0, 1))[0]
     return write_bundle(
         parent,
@@ -43,7 +53,7 @@ def write_tiny(parent: Path, bundle_id: str, *, prefix: str = "i", ndcg: float =
         models=models,
         mix=MIX,
         candidates=40,
-        ranker=ranker,
+        ranker=ranker or network,
         spec=spec,
         statistics=ItemStatistics.of(data, spec.half_lives_days),
         popular=np.argsort(-scores, kind="stable").astype(np.int32),

@@ -37,7 +37,7 @@ SERVE = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.ingress:middlewares",
 }
 # What each of Ray's workers does first.
-WORKERS = {"RAY_preload_python_modules": "deployments.without_pandas"}
+WORKERS = {"RAY_preload_python_modules": "deployments.without_pandas,deployments.proxy_page"}
 # Ray's own logs: 5 files of 20 MB each process at most.
 LOGS = {"RAY_ROTATION_MAX_BYTES": "20000000", "RAY_ROTATION_BACKUP_COUNT": "5"}
 # What must not reach a node from the shell that starts it.

@@ -279,9 +279,39 @@ def test_without_it_no_request_fails(up: Run, ledger: Ledger, role: str) -> None
     assert kill.load.refused == []
 
 
+class InFlight:
+    """Requests on connections of their own, told apart by what became of them."""
+
+    def __init__(self, run: Run, count: int) -> None:
+        self.said: Counter[str] = Counter()
+        self._threads = [threading.Thread(target=self._ask, args=(run,)) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self, run: Run) -> None:
+        try:
+            status, answer, retry = Caller(run).ask("POST", "/v1/recommend", {"k": 5})
+        except (OSError, http.client.HTTPException) as error:
+            self.said[type(error).__name__] += 1
+            return
+        is_wait = status == 503 and retry and isinstance(answer, dict)
+        self.said[WAIT if is_wait else "answered" if status == 200 else f"{status} {answer}"] += 1
+
+    def ended(self) -> Counter[str]:
+        for thread in self._threads:
+            thread.join()
+        return self.said
+
+
 def test_one_of_two_gateways_takes_only_what_was_in_flight_on_it(up: Run, ledger: Ledger) -> None:
     until(lambda: as_before(up, 0), START_S)
-    kill = killed(up, ledger, "gateway", pids(up, "gateway")[0])
+    victim = pids(up, "gateway")[0]
+    os.kill(victim, signal.SIGSTOP)  # whatever comes to it now is in flight when it dies
+    waiting = InFlight(up, 10 * CLIENTS)
+    kill = killed(up, ledger, "gateway", victim)
+    said = waiting.ended()
+    assert said[WAIT] > 0, said
+    assert said.keys() <= {"answered", WAIT, "RemoteDisconnected"}, said
     checked(kill, CLIENTS)
     assert len(kill.load.refused) <= 1, "the client that tells has one request in flight"
 
@@ -290,7 +320,7 @@ def test_the_proxy_is_whole_again_within_seconds(up: Run, ledger: Ledger) -> Non
     until(lambda: as_before(up, 0), START_S)
     kill = killed(up, ledger, "haproxy", only(up, "proxy", "haproxy"))
     # First nobody listens, then for a moment Ray's own text answers, until the new HAProxy knows the gateways.
-    between = [said for said in kill.load.failed if "Refused" in said or said.startswith(("404 b", "500 b", "503 b"))]
+    between = [said for said in kill.load.failed if "Refused" in said or said.startswith(("404 b", "500 b", "503 "))]
     assert len(kill.load.failed) - len(between) <= CLIENTS, "those in flight"
     checked(kill, len(kill.load.failed))
 

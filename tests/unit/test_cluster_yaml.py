@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from app.settings import load_settings
-from deployments.environment import EVERYWHERE, LOGS, SERVE
+from deployments.environment import EVERYWHERE, LOGS, SERVE, WORKERS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,7 +47,7 @@ def test_a_cpu_head_and_autoscaled_workers(config: dict[str, Any]) -> None:
 def test_every_node_has_token_path_and_serve_variables(config: dict[str, Any]) -> None:
     node = exported(config)
     one_machine = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}  # keeps Ray on loopback: not where machines must meet
-    wanted = {name: value for name, value in (EVERYWHERE | SERVE | LOGS).items() if name not in one_machine}
+    wanted = {name: value for name, value in (EVERYWHERE | SERVE | LOGS | WORKERS).items() if name not in one_machine}
     assert {name: node.get(name) for name in wanted} == wanted
     assert one_machine.isdisjoint(node)
     assert node["RAY_AUTH_TOKEN_PATH"] == "$HOME/.manta-token"

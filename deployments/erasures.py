@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -16,6 +15,8 @@ from app.erasure.ledger import Erasure, ErasureLedger
 from app.erasure.places import Known, PlaceReport, Subject, cleared
 from app.errors import MantaError, StateUnavailable
 from app.settings import Settings
+from app.state.erasures import known_together
+from app.state.everywhere import Said
 from deployments.cluster import NAMESPACE
 from deployments.node_actors import SUPERVISOR
 
@@ -68,27 +69,30 @@ class NodeStates:
 
     def known(self, subject: Subject) -> Known:
         """As `States.known`."""
-        found: dict[str, Known | str] = self._ask("known", subject)
-        late = [f"{writer}: {one}" for writer, one in found.items() if isinstance(one, str)]
-        if late:
+        found = self._ask("known", subject)
+        if late := [f"{writer}: {one}" for writer, one in found.items() if isinstance(one, str)]:
             raise StateUnavailable("; ".join(late))
-        known = [one for one in found.values() if not isinstance(one, str)]
-        sessions = sorted({name for one in known for name in one.sessions})
-        return Known(tuple(sessions), any(one.columns for one in known))
+        return known_together([one.known for one in found.values() if isinstance(one, Said)])
 
     def erase(self, subject: Subject) -> list[PlaceReport]:
         """As `States.erase`."""
-        found: dict[str, str | None] = self._ask("erase", subject)
-        done = [cleared(f"state: {writer}") for writer, error in found.items() if error is None]
-        if late := [f"state: {writer}: {error}" for writer, error in found.items() if error is not None]:
+        found = self._ask("erase", subject)
+        done = [
+            cleared(
+                f"state: {writer}", "what it waits for, another node of its machine has cleared" if one.held else ""
+            )
+            for writer, one in found.items()
+            if isinstance(one, Said)
+        ]
+        if late := [f"state: {writer}: {one}" for writer, one in found.items() if isinstance(one, str)]:
             raise PartlyCleared(done, "; ".join(late))
         return done
 
     @staticmethod
-    def _ask(method: str, subject: Subject) -> dict[str, Any]:
+    def _ask(method: str, subject: Subject) -> dict[str, Said | str]:
         try:
             supervisor = ray.get_actor(SUPERVISOR, NAMESPACE)
-            found: dict[str, Any] = ray.get(supervisor.ask.remote(method, subject), timeout=_ANSWER_S)
+            found: dict[str, Said | str] = ray.get(supervisor.ask.remote(method, subject), timeout=_ANSWER_S)
         except (ValueError, RayError) as error:
             raise StateUnavailable(f"the state writers do not answer: {type(error).__name__}") from None
         if not found:

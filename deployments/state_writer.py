@@ -13,11 +13,12 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
-from app.erasure.places import Known, Subject
+from app.erasure.places import Subject
 from app.errors import MantaError, StateUnavailable
 from app.events.schema import EVENTS
 from app.settings import Settings
-from app.state.erasures import NodeErasures, known_together
+from app.state.erasures import NodeErasures
+from app.state.everywhere import Said, ask_each, held_by_nobody
 from app.state.owners import Looked
 from app.state.position import gone_shards
 from app.state.shares import shard
@@ -52,29 +53,28 @@ class StateWriter(NodeWriter):
         super().__init__(loop, "state-writer")
         self._retention = RetentionWatch(settings, Path(home))
 
-    def known(self, subject: Subject, shards: list[int]) -> Known | str:
+    def known(self, subject: Subject, shards: list[int]) -> Said | str:
         """As `NodeErasures.known`, of the node's database and the shards that it keeps; an error as text."""
         try:
-            return known_together([one.known(subject.user_id, subject.ends) for one in self._all_erasures(shards)])
+            return ask_each(self._all_erasures(shards), lambda one: one.known(subject.user_id, subject.ends))
         except MantaError as error:
             return str(error)
 
-    def erase(self, subject: Subject, shards: list[int]) -> str | None:
+    def erase(self, subject: Subject, shards: list[int]) -> Said | str:
         """As `NodeErasures.erase`, of the node's database and the shards that it keeps or kept; an error as text."""
         try:
-            for one in self._all_erasures(shards):
-                one.erase(subject)
+            said = ask_each(self._all_erasures(shards), lambda one: one.erase(subject))
             erase_left_behind(self._settings, self._home, subject, self._shards.loops.keys())
         except MantaError as error:
             return str(error)
-        return None
+        return said
 
-    def _all_erasures(self, shards: list[int]) -> list[NodeErasures]:
+    def _all_erasures(self, shards: list[int]) -> dict[int, NodeErasures]:
         """Of all that is written here; at least of these shards (a writer that was just started has none)."""
         loops = self._shards.loops
         if missing := [str(number) for number in shards if number not in loops]:
             raise StateUnavailable(f"shards {', '.join(missing)}: found no writer yet, wanted it to run")
-        return [self._erasures, *(loop.erasures for loop in loops.values())]
+        return {-1: self._erasures, **{number: loop.erasures for number, loop in loops.items()}}
 
     def keep(self, shards: list[int] | None) -> dict[int, Condition]:
         """As `ShardLoops.keep`."""
@@ -195,14 +195,17 @@ class StateSupervisor:
             ray.wait(list(asked.values()), num_returns=len(asked), timeout=_STATUS_S)
         return [{"node": node, "name": WRITER_PREFIX + node[:8], **_answer(ref)} for node, ref in asked.items()]
 
-    def ask(self, method: str, subject: Subject) -> dict[str, Any]:
-        """What each node's writer says to `known` or `erase`; one that says nothing: why, as text."""
+    def ask(self, method: str, subject: Subject) -> dict[str, Said | str]:
+        """What each node's writer says to `known` or `erase`; of one that is not done with: why, as text."""
         kept = self._kept
         asked = {
             node: getattr(writer, method).remote(subject, sorted(kept.get(node, ())))
             for node, writer in dict(self._writers).items()
         }
-        told = {WRITER_PREFIX + node[:8]: _told(ref) for node, ref in asked.items()}
+        said: dict[str, Said | str] = {node: _told(ref) for node, ref in asked.items()}
+        machines = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+        said |= held_by_nobody({node: one for node, one in said.items() if isinstance(one, Said)}, machines)
+        told = {WRITER_PREFIX + node[:8]: one for node, one in said.items()}
         everywhere = set().union(*(kept[node] for node in asked if node in kept))
         if self._shards is not None and len(everywhere) < self._settings.state.shards:
             told["shards"] = "found shards without a node, wanted each to have one"

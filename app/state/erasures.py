@@ -3,8 +3,9 @@
 import logging
 import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -23,17 +24,27 @@ from app.state.store import StateStore
 
 _AGAIN_S = 1.0
 _ANSWER_S = 60.0
+_LOOK_S = 0.2
 _STALLED_S = 30.0
 
 log = logging.getLogger("manta.state")
 Work = Callable[[StateStore], Any]
 
 
-class NodeErasures:
-    """What the writer of a database leaves out and takes out. `begin`, `serve`: for its thread; the rest for any."""
+class HeldElsewhere(StateUnavailable):
+    """The writer waits for its database: another process has it open, and that one must be asked."""
 
-    def __init__(self, settings: Settings, home: Path) -> None:
-        self._settings, self._home = settings, home
+
+class NodeErasures:
+    """What the writer of a database leaves out and takes out. `begin`, `serve`: for its thread; the rest for any.
+
+    Args:
+        settings, home: where ledger and state are.
+        waits: whether the writer waits for a database that another process has open.
+    """
+
+    def __init__(self, settings: Settings, home: Path, waits: Callable[[], bool] = lambda: False) -> None:
+        self._settings, self._home, self._waits = settings, home, waits
         self._asked: SimpleQueue[tuple[Work, Future[Any]]] = SimpleQueue()
         self.erased = NOBODY
 
@@ -77,6 +88,7 @@ class NodeErasures:
         """What is known of a user, once everything up to `ends` is applied.
 
         Raises:
+            HeldElsewhere: the database is another process's.
             StateUnavailable: it is not yet, or the writer does not answer.
         """
 
@@ -91,6 +103,7 @@ class NodeErasures:
         """Leaves out and takes out what is the subject's; then no file of this node's state holds it.
 
         Raises:
+            HeldElsewhere: the database is another process's.
             StateUnavailable: a rebuild is running, or the writer does not answer.
             RegistryUnavailable: the ledger does not.
         """
@@ -104,11 +117,15 @@ class NodeErasures:
     def _ask(self, work: Work) -> Any:
         answer: Future[Any] = Future()
         self._asked.put((work, answer))
-        try:
-            return answer.result(_ANSWER_S)
-        except TimeoutError:
-            answer.cancel()
-            raise StateUnavailable(f"the state writer did nothing for {_ANSWER_S:.0f} s; its log says why") from None
+        deadline = time.monotonic() + _ANSWER_S
+        while not wait([answer], _LOOK_S).done:
+            if self._waits() and answer.cancel():
+                raise HeldElsewhere("found the state database open in another process, wanted that one to be asked")
+            if time.monotonic() > deadline:
+                answer.cancel()
+                why = f"the state writer did nothing for {_ANSWER_S:.0f} s; its log says why"
+                raise StateUnavailable(why)
+        return answer.result()
 
 
 def erase_here(store: StateStore, home: Path, subject: Subject) -> None:

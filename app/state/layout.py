@@ -6,8 +6,12 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from rocksdict import AccessType, BlockBasedOptions, ColumnFamily, DBCompressionType, Options, Rdict
+
+from app.errors import StateUnavailable
+from app.own_folders import hold
 
 FORMAT = 1
 # Every column family is there from the start: a secondary that does not know one refuses to open.
@@ -104,6 +108,22 @@ def remove_older(databases: Path) -> None:
     for folder in databases.iterdir():
         if folder.is_dir() and folder.name.isdigit() and int(folder.name) < current:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def hold_for_writing(path: Path) -> IO[bytes]:
+    """The right to write a database, until the file is closed or the process ends; also over its being opened anew,
+    when RocksDB's own lock is free for a moment and somebody who waits for it could come in between.
+
+    Raises:
+        StateUnavailable: another writer has it.
+    """
+    try:
+        return hold(path)
+    except BlockingIOError:
+        why = "lock hold by another writer"  # in RocksDB's words (`app.state.room.is_held_by_another`)
+    except OSError as error:
+        why = str(error)
+    raise StateUnavailable(f"state database {path} cannot be opened for writing: {why}")
 
 
 def open_primary(path: Path, families: Sequence[str] = FAMILIES) -> Rdict:

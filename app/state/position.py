@@ -258,6 +258,18 @@ def _write(path: Path, content: bytes) -> None:
     fresh.rename(path)
 
 
+def shown_offsets(path: Path) -> dict[str, dict[int, int]]:
+    """`Position.offsets` of a position's file; empty where there is none."""
+    try:
+        position = Position.open(path)
+    except StateUnavailable:
+        return {}
+    try:
+        return position.offsets()
+    finally:
+        position.close()
+
+
 def positions_here(home: Path) -> list[Position]:
     """The positions of a node's state: its own, and those of shards that have not gone to other nodes."""
     paths, found = StatePaths.of(home), []

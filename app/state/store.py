@@ -61,7 +61,12 @@ class StateStore:
         self._ttl_ms = in_ms(settings.state.ttl_days)
         self._horizon_ms = int(settings.events.dedup_days * _DAY_MS)
         self._max_future_ms = int(settings.events.max_future_s * 1000)
-        self._open()
+        self._mark = layout.hold_for_writing(path)
+        try:
+            self._open()
+        except StateUnavailable:
+            self._mark.close()
+            raise
         self._load_meta()
 
     def _open(self) -> None:
@@ -290,7 +295,7 @@ class StateStore:
         for family, first, below in ranges:
             self._families[family].compact_range(first, below, options)
         # The manifest and RocksDB's own log name the keys at the edges of files and ranges: opening makes new ones.
-        self.close()
+        self._let_go()
         self._open()
         layout.forget_old_logs(self.path)
 
@@ -303,11 +308,16 @@ class StateStore:
         """A consistent copy in a folder that is not there yet (hard links where the file system is the same)."""
         Checkpoint(self._db).create_checkpoint(str(folder))
 
-    def close(self) -> None:
-        """Lets go of the database: RocksDB's lock is held as long as any handle lives."""
+    def _let_go(self) -> None:
+        """RocksDB's own lock is held as long as any handle lives."""
         db = self.__dict__.pop("_db", None)  # not there: it was closed, and opening it again failed
         if db is not None:
             layout.close(db, self._families, self._handles)
+
+    def close(self) -> None:
+        """Lets go of the database."""
+        self._let_go()
+        self._mark.close()
 
     # --- events
 

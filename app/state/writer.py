@@ -21,7 +21,7 @@ from app.state.layout import StatePaths, choose_generation, current_generation, 
 from app.state.leftovers import remove_leftovers
 from app.state.messages import to_batch
 from app.state.owners import Looked
-from app.state.position import Position
+from app.state.position import Position, shown_offsets
 from app.state.room import Room, Shortage, free_bytes, is_held_by_another, is_out_of_space, used_bytes
 from app.state.shares import Share, ShareDiffers, node_share
 from app.state.standing_in import StandIn
@@ -30,6 +30,7 @@ from app.state.store import StateStore, Totals
 _POLL_S = 0.1
 _LOOK_S = 0.5  # lag, and whether another database was chosen
 _LOCK_S = 0.05
+_HELD_S = 2.0  # a database that is held for longer is not just being closed
 _ROOM_S = 0.25
 _TIDY_S = 10.0
 _REFUSED_S = 10.0  # before a database that is not to be written is opened again; another one is taken at once
@@ -44,17 +45,17 @@ class StateWriterLoop:
 
     Attributes:
         erasures: what is asked of it on behalf of those who are erased.
-        blocked: another process holds the database.
     """
 
     def __init__(self, settings: Settings, home: Path, share: Share | None = None) -> None:
         """Takes settings with the broker's address, and the MANTA_HOME; `share`: None: what is every node's."""
-        self.erasures = NodeErasures(settings, home)
+        self.erasures = NodeErasures(settings, home, self.waits)
         self.share = node_share(settings.state) if share is None else share
         self._settings, self._home, self._paths = settings, home, StatePaths.of(home).shard(self.share.shard)
         self._stand_in = StandIn(home, self.share)
         self._refused: str | None = None
-        self._shown = self.blocked = False
+        self._shown = False
+        self._blocked: float | None = None  # since when
         self._room = Room(home, settings.state.min_free_bytes)
         self._shortage: Shortage | None = None
         self._stop = threading.Event()
@@ -114,7 +115,7 @@ class StateWriterLoop:
             "started": self._started,
             "error": self._refused or (str(shortage) if shortage else feed.error if feed else None),
             "lag": dict(self._lag),
-            "offsets": store.offsets() if store else {},
+            "offsets": self._offsets(),
             "watermark": store.published().watermark if store else 0,
             "generation": store.generation if store else None,
             **asdict(store.totals if store else Totals()),
@@ -143,6 +144,22 @@ class StateWriterLoop:
     def caught_up(self) -> bool:
         """Whether `look` answers."""
         return self._store is not None and self._shown
+
+    @property
+    def blocked(self) -> bool:
+        """Whether another process holds the database."""
+        return self._blocked is not None
+
+    def waits(self) -> bool:
+        """Whether another process holds the database, and not just while it ends: one of another node, on one disk."""
+        since = self._blocked
+        return since is not None and time.monotonic() - since > _HELD_S
+
+    def _offsets(self) -> dict[str, dict[int, int]]:
+        """What is applied; while another process holds the database, what readers here see of it."""
+        if (store := self._store) is not None:
+            return store.offsets()
+        return shown_offsets(self._paths.position) if self.blocked else {}
 
     # --- one database
 
@@ -288,13 +305,14 @@ class StateWriterLoop:
         while not self._stop.is_set():
             try:
                 store = StateStore(path, self._settings, generation=generation, share=self.share)
-                self.blocked = False
+                self._blocked = None
                 return store
             except StateUnavailable as error:
                 if not is_held_by_another(error):
                     raise
-                log.info("waiting for the state database: %s", error)
-                self.blocked = True
+                if self._blocked is None:
+                    log.info("waiting for the state database: %s", error)
+                    self._blocked = time.monotonic()
             self._stop.wait(_LOCK_S)
         return None
 

@@ -2,10 +2,12 @@
 
 import secrets
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.erasure.erased import Boundary, Entry, Erased, Salt, TopicEnd
+from app.errors import StateUnavailable
 from app.events.schema import EVENTS, MERGE, USERS
 from app.settings import Settings
 from app.state import layout
@@ -13,6 +15,7 @@ from app.state.batch import Batch, StateEvent, session_key, user_key
 from app.state.history import entries_of
 from app.state.position import Position
 from app.state.replica import StateReplica
+from app.state.room import is_held_by_another
 from app.state.store import StateStore
 
 NAN = float("nan")
@@ -64,6 +67,28 @@ def test_no_file_holds_the_ids_while_it_is_open_nor_afterwards(store: StateStore
     store.apply(Batch(events=[event(1000, "x")]))
     store.close()
     assert holding(tmp_path) == set()
+
+
+def test_who_waits_for_the_database_does_not_get_it_while_it_is_opened_anew(
+    store: StateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_primary = layout.open_primary
+    waited: list[Path] = []
+
+    def with_another(path: Path) -> Any:
+        if not waited:
+            waited.append(path)
+            with pytest.raises(StateUnavailable) as refused:  # RocksDB itself would let it in now
+                StateStore(path, Settings())
+            assert is_held_by_another(refused.value)
+        return open_primary(path)
+
+    monkeypatch.setattr(layout, "open_primary", with_another)
+    store.erase(WHO)
+    assert waited
+    assert store.known(USER) == ((), False)
+    store.close()
+    StateStore(store.path, Settings()).close()
 
 
 def test_what_comes_behind_stays_and_counts(store: StateStore) -> None:

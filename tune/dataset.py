@@ -20,7 +20,7 @@ from app.evaluation.splits import TimeSplit, by_time
 from app.event_weights import EventWeights
 from app.events.ahead import plausible
 from app.events.columns import EVENT_COLUMNS as EVENT_SCHEMA
-from app.events.schema import EVENTS, ITEMS, MERGE, REMOVE
+from app.events.schema import EVENTS, ITEMS, MERGE, REMOVE, USERS
 from app.lake.commit import ARRIVAL_TIME
 from app.lake.snapshot import Snapshot, snapshot
 from app.lake.tables import ARRIVED, open_lake
@@ -49,6 +49,7 @@ class TrainingSet:
         sessions: bool (n_users,), whether the id is that of a session which never became a user's.
         snapshot: the lake's snapshots it was read from.
         data_hash: SHA-256 of what models see, so that equal data are known as equal.
+        marks: of each event the value that tells its segment; None: not asked for, or told by its item.
     """
 
     interactions: Interactions
@@ -58,17 +59,28 @@ class TrainingSet:
     sessions: NDArray[np.bool_]
     snapshot: str
     data_hash: str
+    marks: pa.Array | None = None
 
     def split(self, learn: LearnSettings) -> TimeSplit:
         """fit | ranker slice | validation, by the settings' fractions."""
         return by_time(self.interactions, learn.validation_fraction, learn.ranker_fraction)
 
 
-def load_training_set(settings: Settings, home: Path, snapshots: str | None = None) -> TrainingSet:
+def load_training_set(
+    settings: Settings,
+    home: Path,
+    snapshots: str | None = None,
+    *,
+    event_mark: str | None = None,
+    user_mark: str | None = None,
+) -> TrainingSet:
     """The lake's events and items as of one snapshot each, read by Ray Data on the connected Ray.
 
     Args:
         snapshots: `TrainingSet.snapshot` of an earlier reading, to read the very same rows; None: the present ones.
+        event_mark: what `marks` has: a column of events (`surface`), or a key in one of their JSON columns
+            (`context.device`, `extra.country`).
+        user_mark: instead of it a column of users.
 
     Raises:
         MantaError: there is nothing to learn from.
@@ -78,16 +90,25 @@ def load_training_set(settings: Settings, home: Path, snapshots: str | None = No
     if snapshots is not None:
         named = dict(part.split(":") for part in snapshots.split(","))
         events, items = _as_of(events, named[EVENTS]), _as_of(items, named[ITEMS])
-    rows = _read(events, settings.learn.event_weights)
+    rows = _read(events, settings.learn.event_weights, event_mark)
     columns = items.read(["item_id", "available", "columns"])
-    return training_set(
+    read = f"{EVENTS}:{events.id},{ITEMS}:{items.id}"
+    found = training_set(
         rows,
         columns,
-        f"{EVENTS}:{events.id},{ITEMS}:{items.id}",
+        read,
         weights=settings.learn.event_weights,
         gap_s=settings.learn.session_gap_s,
         ttl_ms=in_ms(settings.state.ttl_days),
+        event_mark=event_mark,
     )
+    if user_mark is None:
+        return found
+    users = snapshot(lake, USERS)
+    if snapshots is not None:
+        users = _as_of(users, named[USERS])
+    marked = user_marks(found, users.read(["user_id", "columns"]), user_mark)
+    return replace(marked, snapshot=f"{read},{USERS}:{users.id}")
 
 
 def _as_of(found: Snapshot, named: str) -> Snapshot:
@@ -97,9 +118,9 @@ def _as_of(found: Snapshot, named: str) -> Snapshot:
     return replace(found, id=number)
 
 
-def _read(events: Snapshot, weights: EventWeights) -> pa.Table:
+def _read(events: Snapshot, weights: EventWeights, mark: str | None) -> pa.Table:
     """The events of all files that matter; filtering happens where Ray Data reads."""
-    schema = pa.schema([EVENT_SCHEMA.field(name) for name in EVENT_COLUMNS])
+    schema = pa.schema([EVENT_SCHEMA.field(name) for name in _columns(mark)])
     parts = events.files()
     if not parts:
         return schema.empty_table()
@@ -109,7 +130,7 @@ def _read(events: Snapshot, weights: EventWeights) -> pa.Table:
     held = dict(weights)
 
     def read(batch: pa.Table) -> pa.Table:
-        return counted(pa.concat_tables([rows_of(file) for file in batch["file"].to_pylist()]), held)
+        return counted(pa.concat_tables([rows_of(file, mark) for file in batch["file"].to_pylist()]), held)
 
     # Ray Data's own Parquet reader starts a dozen workers for many small files: 40 s for what takes 4.
     files = ray.data.from_items([{"file": part.path} for part in parts])
@@ -121,10 +142,16 @@ def _read(events: Snapshot, weights: EventWeights) -> pa.Table:
     return pa.concat_tables(found) if found else schema.empty_table()
 
 
-def rows_of(file: str) -> pa.Table:
+def _columns(mark: str | None) -> tuple[str, ...]:
+    """`EVENT_COLUMNS`, and the one that the mark is in."""
+    held = None if mark is None else mark.partition(".")[0]
+    return EVENT_COLUMNS if held is None or held in EVENT_COLUMNS else (*EVENT_COLUMNS, held)
+
+
+def rows_of(file: str, mark: str | None = None) -> pa.Table:
     """`EVENT_COLUMNS` of a Parquet file of events, but for those of a wrong clock: time is counted from the newest."""
-    schema = pa.schema([EVENT_SCHEMA.field(name) for name in EVENT_COLUMNS])
-    names = [*EVENT_COLUMNS, ARRIVAL_TIME]  # null in a file from before the column was there
+    schema = pa.schema([EVENT_SCHEMA.field(name) for name in _columns(mark)])
+    names = [*schema.names, ARRIVAL_TIME]  # null in a file from before the column was there
     found = pq.read_table(file, columns=names, schema=schema.append(ARRIVED))
     return plausible(found, "event_time", ARRIVAL_TIME).select(schema.names).cast(schema)
 
@@ -150,6 +177,7 @@ def training_set(
     weights: EventWeights,
     gap_s: float,
     ttl_ms: int | None = None,
+    event_mark: str | None = None,
 ) -> TrainingSet:
     """Arrays from tables.
 
@@ -160,6 +188,7 @@ def training_set(
         weights: by type.
         gap_s: the longest silence within a session, seconds.
         ttl_ms: how long an event stands in a history; None: for ever.
+        event_mark: as `load_training_set` has it.
 
     Raises:
         MantaError: no event that counts.
@@ -200,7 +229,37 @@ def training_set(
         sessions,
         snapshot,
         _hash(interactions, catalogue, available),
+        None if event_mark is None else _marks(events.take(pa.array(kept)), event_mark),
     )
+
+
+def _marks(events: pa.Table, mark: str) -> pa.Array:
+    """strings: the value of a column, or of a key in a JSON column, of each event."""
+    column, _, key = mark.partition(".")
+    if not key:
+        return pc.cast(events[column], pa.string()).combine_chunks()
+    texts = events[column].combine_chunks().dictionary_encode()
+    return _values(texts.dictionary.to_pylist(), key).take(texts.indices)
+
+
+def user_marks(data: TrainingSet, users: pa.Table, column: str) -> TrainingSet:
+    """The same with `marks`: of each event its user's value in a column; sessions have none.
+
+    Args:
+        users: `user_id`, `columns` (JSON text).
+        column: a key of these.
+    """
+    place = pc.index_in(pa.array(data.user_ids, pa.string()), users["user_id"].combine_chunks())
+    own = _values(users["columns"].to_pylist(), column).take(place)
+    own = pc.if_else(pa.array(data.sessions), pa.scalar(None, pa.string()), own)
+    return replace(data, marks=own.take(pa.array(data.interactions.users)))
+
+
+def _values(documents: list[str | None], key: str) -> pa.Array:
+    """strings: what each JSON text has under a key; null where it has nothing, or no single value."""
+    found = [json.loads(text).get(key) if text else None for text in documents]
+    single = [str(value) if isinstance(value, str | int | float | bool) else None for value in found]
+    return pa.array(single, pa.string())
 
 
 def _weighed(

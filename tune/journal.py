@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -68,17 +68,9 @@ class Journal:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.trials: dict[str, TrialRecord] = {}
-        if file.exists():
-            for line in file.read_bytes().split(b"\n"):
-                self._read(line)
-
-    def _read(self, line: bytes) -> None:
-        try:
-            found = json.loads(line)
-        except ValueError:
-            return  # the line that a kill tore
-        found["passes"] = [(int(done), float(value)) for done, value in found["passes"]]
-        self.trials[found["name"]] = TrialRecord(**found)
+        for found in read_lines(file):
+            found["passes"] = [(int(done), float(value)) for done, value in found["passes"]]
+            self.trials[found["name"]] = TrialRecord(**found)
 
     def write(self, record: TrialRecord) -> None:
         """Puts the trial as it stands on disk.
@@ -110,6 +102,19 @@ def append_line(file: Path, document: Any) -> None:
     except OSError as error:
         again = f"what it holds stays, and `--resume {file.parent.name}` goes on from there"
         raise MantaError(f"{file}: found {error.strerror or error}, wanted room for a result: {again}") from error
+
+
+def read_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The documents of a file that `append_line` wrote; lines that a kill or a full disk tore are passed over."""
+    if not file.exists():
+        return
+    for line in file.read_bytes().split(b"\n"):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            yield found
 
 
 def ranked(trials: Iterable[TrialRecord]) -> list[TrialRecord]:

@@ -51,6 +51,7 @@ class SweepReport:
         package: the bundle's figures (mix, ablation), empty without one.
         order_mattered: whether results may depend on how many trials ran at once (early stopping, Optuna).
         losses: workers, wall time, and the seconds of all workers by what they went into (`tune.losses`).
+        segments: of a sweep by segment the best model of each, largest segment first.
     """
 
     id: str
@@ -66,6 +67,7 @@ class SweepReport:
     package: dict[str, Any]
     order_mattered: bool
     losses: dict[str, float] = field(default_factory=dict)
+    segments: list[dict[str, Any]] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """`leaderboard.json`."""
@@ -78,6 +80,7 @@ class SweepReport:
             "order_mattered": self.order_mattered,
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "losses": self.losses,
+            "segments": self.segments,
             "bundle": self.bundle,
             "package": self.package,
             "best": {family: trial.name for family, trial in self.best.items()},

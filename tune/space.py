@@ -15,6 +15,7 @@ from app.settings import Settings
 from tune.ranker_plan import RankerPlan
 
 KINDS = ("choice", "uniform", "loguniform", "int", "logint")
+EVENT_MARKS = ("event_type", "surface", "variant", "bundle", "context", "extra")
 METRICS = tuple(f"{name}_at_{k}" for name in ("ndcg", "hit_rate", "mrr", "recall") for k in KS)
 
 
@@ -125,6 +126,16 @@ class ObjectivePlan(_Part):
     megabyte: float = Field(0.0, ge=0, description="Of a megabyte of the saved model.")
 
 
+class SegmentPlan(_Part):
+    """A small model of each segment, in the place of one model of all."""
+
+    of: Literal["items", "users", "events"] = Field(description="Whose column tells the segments.")
+    by: str = Field(min_length=1, description="The column: of events also `context.KEY` and `extra.KEY`.")
+    values: tuple[str, ...] = Field((), description="The segments; none named: all that are large enough.")
+    least_events: int = Field(500, ge=1, description="Segments with fewer events to fit on get no model.")
+    cases: int = Field(200, ge=1, description="Validation cases of a segment at most.")
+
+
 class SweepFile(_Part):
     """One file under `tune/sweeps/`."""
 
@@ -155,6 +166,7 @@ class SweepFile(_Part):
     )
     history_limit: int = Field(200, ge=1, le=10_000, description="Newest events of a history that models see.")
     ranker: RankerPlan = Field(RankerPlan(), description="Which rankers are tried, with which parameters.")
+    segment: SegmentPlan | None = Field(None, description="Many small models in the place of one.")
     families: dict[str, FamilyPlan] = Field(min_length=1)
 
 
@@ -202,11 +214,19 @@ def parse_sweep(loaded: Any, origin: str, settings: Settings) -> SweepFile:
     if filled["metric"] not in METRICS:
         raise SettingsError("settings", "learn.metric", filled["metric"], "one of " + ", ".join(METRICS))
     _check_whole(sweep, origin)
-    return sweep.model_copy(update={**filled, "scheduler": sweep.scheduler or "asha"})
+    return sweep.model_copy(update={**filled, "scheduler": sweep.scheduler or ("none" if sweep.segment else "asha")})
 
 
 def _check_whole(sweep: SweepFile, origin: str) -> None:
     """Keys that contradict each other."""
+    if sweep.segment is not None:
+        if sweep.scheduler == "asha":
+            raise SettingsError(origin, "scheduler", "asha", "none, since segment trains many small models a trial")
+        if sweep.objective != ObjectivePlan():
+            raise SettingsError(origin, "objective", sweep.objective.model_dump(), "nothing, since segment is there")
+        column = sweep.segment.by.partition(".")[0]
+        if sweep.segment.of == "events" and column not in EVENT_MARKS:
+            raise SettingsError(origin, "segment.by", sweep.segment.by, "one of " + ", ".join(EVENT_MARKS))
     if sweep.budget_cost is not None and not sweep.cpu_hour and not sweep.gpu_hour:
         raise SettingsError(origin, "budget_cost", sweep.budget_cost, "cpu_hour or gpu_hour beside it: a price")
     if sweep.objective.latency_ms and not sweep.latency_probes:
@@ -227,8 +247,8 @@ def _first_error(error: ValidationError, origin: str) -> SettingsError:
 
 def _keys_at(path: list[str]) -> list[str]:
     """The keys that the mapping has in which the last part of the path was found."""
-    if path[0] == "objective" and len(path) > 1:
-        return [*ObjectivePlan.model_fields]
+    if path[0] in ("objective", "segment") and len(path) > 1:
+        return [*(ObjectivePlan if path[0] == "objective" else SegmentPlan).model_fields]
     if path[0] == "ranker" and len(path) > 1:
         inner: dict[str, type[BaseModel]] = {"network": NetworkParams, "lightgbm": LambdaParams}
         return [*(inner.get(path[1], RankerPlan) if len(path) > 2 else RankerPlan).model_fields]

@@ -5,7 +5,7 @@ import math
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,16 @@ import ray
 from app.errors import MantaError, NotFound, SettingsError
 from app.settings import Settings
 from tune.dataset import TrainingSet, load_training_set
-from tune.journal import Journal, TrialRecord, best_by_family
+from tune.journal import Journal, best_by_family
 from tune.objective import Objective
 from tune.package import Packaged, package
 from tune.pool import Pool
 from tune.report import SweepReport, SweepState, Watch, write_report
 from tune.rungs import stops_early
 from tune.runner import TrialRunner
+from tune.segment_runner import SegmentRunner, model_folder
+from tune.segment_trials import SegmentJournal, SegmentTrials, best_by_segment
+from tune.segments import SegmentedData, Segments, by_item, by_mark
 from tune.space import SweepFile, load_sweep, parse_sweep
 from tune.steering import SweepSearcher, Trials, shape_of
 from tune.trial import Rungs, SharedData
@@ -67,24 +70,28 @@ def run_sweep(
             progress(SweepState(folder.name, step, str(sweep.metric), max(planned, len(trials)), trials))
 
     tell("reading the lake")
-    found = data if data is not None else load_training_set(settings, home, recorded.get("snapshot"))
+    found = data if data is not None else _read(settings, home, sweep, recorded.get("snapshot"))
     _record(folder, sweep, found, recorded)
     seconds = {"data": time.perf_counter() - begun}
     searcher = SweepSearcher(sweep, journal.finished)
     planned = searcher.planned
     begun, losses = time.perf_counter(), dict[str, float]()
+    by_segment: list[dict[str, Any]] = []
     tell("trials")
-    if searcher.queue:
+    if sweep.segment is not None:
+        losses, by_segment = _run_segments(settings, folder, sweep, found, journal, searcher, tell)
+    elif searcher.queue:
         losses = _run_trials(settings, folder, sweep, found, journal, searcher, lambda: tell("trials"))
     seconds["trials"] = time.perf_counter() - begun
     best = best_by_family(journal.trials.values())
     if not best:
         errors = {trial.error for trial in journal.trials.values() if trial.error}
         raise MantaError(f"sweep {folder.name}: no trial succeeded: {'; '.join(sorted(errors)) or 'the budget ended'}")
-    _drop_models(folder, best)
+    if sweep.segment is None:
+        _drop_models(folder / "models", {trial.name for trial in best.values()})
     begun = time.perf_counter()
     packaged = Packaged(None, {})
-    if register:
+    if register and sweep.segment is None:
         cases = shared_data(settings, sweep, found).cases
         packaged = package(settings, home, folder, sweep, found, cases, best, tell)
     seconds["package"] = time.perf_counter() - begun
@@ -102,6 +109,7 @@ def run_sweep(
         packaged.figures,
         order_mattered=order_matters(sweep),
         losses=losses,
+        segments=by_segment,
     )
     write_report(report)
     tell("done")
@@ -131,6 +139,13 @@ def _opened(
     if file is not None and load_sweep(file, settings) != sweep:
         raise SettingsError(str(file), "(file)", "another sweep", f"what {resume} began with ({folder / RECORD})")
     return folder, sweep, recorded
+
+
+def _read(settings: Settings, home: Path, sweep: SweepFile, snapshots: str | None) -> TrainingSet:
+    marks = {"events": "event_mark", "users": "user_mark"}
+    asked = {} if sweep.segment is None else {marks.get(sweep.segment.of, ""): sweep.segment.by}
+    asked.pop("", None)
+    return load_training_set(settings, home, snapshots, **asked)
 
 
 def _record(folder: Path, sweep: SweepFile, data: TrainingSet, recorded: Mapping[str, Any]) -> None:
@@ -202,6 +217,58 @@ def _run_trials(
     return pool.losses.as_json() | {"cost": round(pool.cost, 6)}
 
 
+def segments_of(settings: Settings, sweep: SweepFile, data: TrainingSet) -> Segments:
+    """The segments that the file asks for and that are large enough.
+
+    Raises:
+        MantaError: there are none, or no such column.
+    """
+    plan = sweep.segment
+    assert plan is not None
+    n_fit = len(data.split(settings.learn).before_validation)
+    if plan.of == "items":
+        return by_item(data.interactions, data.catalogue, plan.by, n_fit, plan.least_events, plan.values)
+    if data.marks is None or data.marks.null_count == len(data.marks):
+        raise MantaError(f"sweep: segment.by: found no value under {plan.by!r}, wanted some of {plan.of} to have one")
+    return by_mark(data.marks, n_fit, plan.least_events, plan.values)
+
+
+def _run_segments(
+    settings: Settings,
+    folder: Path,
+    sweep: SweepFile,
+    data: TrainingSet,
+    journal: Journal,
+    searcher: SweepSearcher,
+    tell: Callable[[str], None],
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Runs what has not finished: where the time of the workers went, and the best of each segment."""
+    plan = sweep.segment
+    assert plan is not None
+    segments, results = segments_of(settings, sweep, data), SegmentJournal(folder / "segments.jsonl")
+    n_fit, seed = len(data.split(settings.learn).before_validation), int(sweep.seed or 0)
+    cut = SegmentedData(data.interactions, data.catalogue, segments, n_fit, plan.cases, sweep.history_limit, seed)
+    runner = SegmentRunner(cut, str(sweep.metric), seed, str(folder / "models"))
+    whole = ray.cluster_resources()
+    gpus = float(whole.get("GPU", 0.0))
+    workers = sweep.max_concurrent or max(1, int(whole.get("CPU", 1.0) / sweep.cpus))
+    models = searcher.planned * len(segments)
+
+    def told() -> None:
+        tell(f"{trials.done:,} of {models:,} models of {len(segments):,} segments")
+
+    trials = SegmentTrials(
+        sweep, segments, journal, results, searcher, lambda name: shape_of(sweep, name, gpus), workers, lambda: told()
+    )
+    pool = Pool(ray.put(runner), folder.name, sweep.max_concurrent, prices=(sweep.cpu_hour, sweep.gpu_hour))
+    if not pool.run(trials, _budget(sweep, journal, pool)):
+        trials.cut()
+    best = best_by_segment(segments, results)
+    for one in best:
+        _drop_models(model_folder(str(folder / "models"), "", one["number"]), {one["best"]})
+    return pool.losses.as_json() | {"cost": round(pool.cost, 6)}, best
+
+
 def _budget(sweep: SweepFile, journal: Journal, pool: Pool) -> Callable[[], bool]:
     """Says when time or money is spent; of an interrupted sweep the money of what had ended counts."""
     deadline = math.inf if sweep.budget_s is None else time.monotonic() + sweep.budget_s
@@ -210,10 +277,8 @@ def _budget(sweep: SweepFile, journal: Journal, pool: Pool) -> Callable[[], bool
     return lambda: time.monotonic() > deadline or before + pool.cost > most
 
 
-def _drop_models(folder: Path, best: Mapping[str, TrialRecord]) -> None:
-    """Of the fitted models only the best of each family stay."""
-    kept = {trial.name for trial in best.values()}
-    models = folder / "models"
+def _drop_models(models: Path, kept: Collection[str | None]) -> None:
+    """Of the fitted models in a folder only some stay."""
     for found in models.iterdir() if models.is_dir() else ():
         if found.name not in kept:
             shutil.rmtree(found, ignore_errors=True)

@@ -255,6 +255,14 @@ class LearnSettings(Section):
     extra_features: tuple[Literal["idle_time", "session", "session_content", "session_idle"], ...] = Field(
         (), description="Features that the ranker has only where asked for: of the current session, and of its age."
     )
+    user_features: tuple[str, ...] = Field(
+        (), description="Columns of users, numbers, that are features of the ranker; learned from as they are now."
+    )
+    context_features: tuple[str, ...] = Field(
+        (),
+        description="Keys of a request's `context`, numbers, that are features of the ranker; known from the log alone: "
+        "0 in examples of next events.",
+    )
     objectives: dict[str, tuple[str, ...]] = Field(
         default={"click": ("click",), "like": ("like",), "purchase": ("purchase",)},
         min_length=1,

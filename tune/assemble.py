@@ -23,6 +23,7 @@ from app.retrieval.merge import Found, merge
 from app.retrieval.query import Query
 from app.retrieval.sources import Source, retrieve, source_of
 from tune.ranker_plan import RankerPlan
+from tune.user_columns import UserColumns
 
 Mix = tuple[tuple[str, int], ...]
 Logged = Callable[[tuple[str, ...], int | None], Examples | None]
@@ -30,8 +31,8 @@ Describe = Callable[[Catalogue, Sequence[str]], FeatureSpec]
 Earlier = Callable[[Sequence[str]], Mapping[str, CandidateModel]]
 
 LEADING, FOLLOWING, FILLING = 100, 60, 20  # candidates of the first source, of each further one, of a filling one
-# Always in the mix, if fitted: new items are found by content, and whoever has no history by popularity.
-FILLERS = ("content", "popularity")
+# Always in the mix, if fitted: new items are found by content and vectors, and whoever has no history by popularity.
+FILLERS = ("content", "vector", "popularity")
 MOST_SOURCES = 4
 WORTH = 0.02  # a further source must find this share more targets: each costs time in every answer
 MOST_RANKER_CASES = 6000
@@ -73,6 +74,7 @@ class Slices:
     """Cases to choose by: positions in `interactions`, ascending; the ranker slice comes before validation.
 
     `statistics_age_h`: how old item statistics get while they serve; None: as old as a slice (`statistics_steps`).
+    `user_columns`: of each user of `interactions`, where the spec names some.
     """
 
     interactions: Interactions
@@ -80,6 +82,7 @@ class Slices:
     validation: NDArray[np.int64]
     history_limit: int
     statistics_age_h: float | None = None
+    user_columns: UserColumns | None = None
 
 
 def assemble(
@@ -182,6 +185,7 @@ def _examples(
         mix=chain.mix,
         limit=chain.candidates,
         history_limit=slices.history_limit,
+        user_columns=slices.user_columns,
     )
 
 
@@ -227,6 +231,7 @@ def judge_chain(
     interactions: Interactions,
     cases: NDArray[np.int64],
     history_limit: int,
+    user_columns: UserColumns | None = None,
 ) -> Evaluation:
     """A whole chain on the next events of some cases, consumed items left out, whole catalogue."""
     examples = training_examples(
@@ -239,6 +244,7 @@ def judge_chain(
         mix=chain.mix,
         limit=chain.candidates,
         history_limit=history_limit,
+        user_columns=user_columns,
     )
     ranks = (
         order_ranks(examples) if chain.ranker is None else score_ranks(examples, chain.ranker.score(examples.features))

@@ -40,6 +40,7 @@ from tune.journal import TrialRecord
 from tune.ranker_plan import RankerPlan
 from tune.space import SweepFile
 from tune.trial import cap_threads, refit
+from tune.user_columns import UserColumns, user_columns
 from tune.worker import refit_task
 
 LISTS = 1000  # users (the most recent) and items (the most popular) with a precomputed list each
@@ -87,16 +88,23 @@ def package(
         fits.ask(families, len(data.interactions))  # for the bundle: the cluster goes on while the ranker learns
         return fits.get(families, len(split.fit))
 
+    learn, users = settings.learn, user_columns(settings, home, data)
     assembled = assemble(
         models,
         {family: float(trial.value or 0.0) for family, trial in best.items()},
         data.catalogue,
-        Slices(data.interactions, split.ranker_cases, cases, sweep.history_limit, settings.learn.statistics_age_h),
+        Slices(data.interactions, split.ranker_cases, cases, sweep.history_limit, learn.statistics_age_h, users),
         earlier=earlier,
         metric=str(sweep.metric),
         candidates=settings.surfaces[settings.default_surface].candidates,
         seed=seed,
-        describe=partial(make_spec, also=settings.learn.extra_features, session_gap_s=settings.learn.session_gap_s),
+        describe=partial(
+            make_spec,
+            also=learn.extra_features,
+            session_gap_s=learn.session_gap_s,
+            user_numbers=learn.user_features,
+            context_numbers=learn.context_features,
+        ),
         rankers=sweep.ranker,
         logged=None if sweep.ranker.examples == "next" else AnswerLog.read(settings, home).examples,
     )
@@ -106,7 +114,7 @@ def package(
     tell("writing the bundle")
     registry = open_registry(settings, home)
     try:
-        metrics = _metrics(assembled, best) | _against_live(registry, data, cases, assembled, sweep)
+        metrics = _metrics(assembled, best) | _against_live(registry, data, cases, assembled, sweep, users)
         lineage = Lineage(
             surfaces=tuple(settings.surfaces),
             snapshot=data.snapshot,
@@ -196,7 +204,12 @@ def _metrics(assembled: Assembled, best: Mapping[str, TrialRecord]) -> dict[str,
 
 
 def _against_live(
-    registry: Registry, data: TrainingSet, cases: NDArray[np.int64], assembled: Assembled, sweep: SweepFile
+    registry: Registry,
+    data: TrainingSet,
+    cases: NDArray[np.int64],
+    assembled: Assembled,
+    sweep: SweepFile,
+    users: UserColumns | None,
 ) -> dict[str, float]:
     """How the bundles that are live now do on our validation cases, for the gate.
 
@@ -215,7 +228,7 @@ def _against_live(
         theirs, split = bundle.manifest.metrics, bundle.manifest.validation
         fresh = np.flatnonzero(times >= split.to_ms)
         if len(fresh) >= FRESH_CASES:
-            theirs = _judge_bundle(bundle, data, cases[fresh], sweep.history_limit).metrics
+            theirs = _judge_bundle(bundle, data, cases[fresh], sweep.history_limit, users).metrics
             figures[own_key] = float(assembled.evaluation.per_case[metric][fresh].mean())
         elif np.mean((times >= split.from_ms) & (times < split.to_ms)) >= SAME_SLICE and metric in theirs:
             figures[own_key] = assembled.evaluation.metrics[metric]
@@ -225,7 +238,13 @@ def _against_live(
     return figures
 
 
-def _judge_bundle(bundle: LoadedBundle, data: TrainingSet, cases: NDArray[np.int64], history_limit: int) -> Evaluation:
+def _judge_bundle(
+    bundle: LoadedBundle,
+    data: TrainingSet,
+    cases: NDArray[np.int64],
+    history_limit: int,
+    users: UserColumns | None,
+) -> Evaluation:
     """A bundle on events whose rows are another catalogue's: items that it does not know are rows beyond its own."""
     known = bundle.catalogue.row_of
     places = np.array([known.get(item, len(known)) for item in data.catalogue.item_ids], np.int32)
@@ -234,7 +253,7 @@ def _judge_bundle(bundle: LoadedBundle, data: TrainingSet, cases: NDArray[np.int
     chain = Chain(bundle.mix, bundle.manifest.candidates, bundle.ranker, bundle.spec)
     items = bundle.items.copy()
     items.put(len(known), {})
-    return judge_chain(chain, bundle.sources, bundle.statistics, items, translated, cases, history_limit)
+    return judge_chain(chain, bundle.sources, bundle.statistics, items, translated, cases, history_limit, users)
 
 
 def write_without_erased(write: Callable[[Erased], str], load: Callable[[], Erased], parent: Path) -> str:

@@ -9,13 +9,16 @@ import pytest
 
 from app.events.columns import EVENT_COLUMNS
 from app.events.impressions import IMPRESSION_COLUMNS
-from app.events.schema import EVENTS, IMPRESSIONS
-from app.lake.commit import Progress, append
+from app.events.schema import EVENTS, IMPRESSIONS, USERS
+from app.lake.commit import Progress, append, replace
 from app.lake.logged import logged_answers
-from app.lake.tables import open_lake
+from app.lake.tables import TABLES, open_lake
 from app.settings import Settings
+from tests.unit.chain_world import catalogue, interactions
 from tune import answer_log
 from tune.answer_log import LEAST_ANSWERED, AnswerLog
+from tune.dataset import TrainingSet
+from tune.user_columns import user_columns
 
 SETTINGS = Settings.model_validate({"learn": {"objectives": {"click": ["click"], "buy": ["purchase", "order"]}}})
 START = 1_700_000_000_000_000
@@ -89,3 +92,18 @@ def test_only_the_newest_are_read(log: AnswerLog, tmp_path: Path, monkeypatch: p
     assert kept["request_id"].to_pylist() == [f"r{n}" for n in range(80, 90)]
     monkeypatch.setattr(answer_log, "MOST_ANSWERS", 7)
     assert len(AnswerLog.read(SETTINGS, tmp_path).answers) == 7
+
+
+def test_columns_of_users_come_from_the_lake_where_they_are_asked_for(tmp_path: Path) -> None:
+    known = [{"user_id": "0", "columns": '{"age": 30, "name": "x"}'}, {"user_id": "2", "columns": None}]
+    replace(open_lake(SETTINGS, tmp_path).table(USERS), pa.Table.from_pylist(known, TABLES[USERS]), Progress())
+    data, items = interactions(), catalogue()
+    sessions = np.arange(data.n_users) == 1
+    ids = ["0", "0", "2", *map(str, range(3, data.n_users))]  # the second is a session that is called like a user
+    made = TrainingSet(data, items, np.ones(len(items), np.bool_), ids, sessions, "s", "h")
+    asking = Settings.model_validate({"learn": {"user_features": ["age", "height"]}})
+    found = user_columns(asking, tmp_path, made)
+    assert found is not None
+    assert list(found[:4]) == [{"age": 30}, None, {}, None]
+    assert len(found) == data.n_users
+    assert user_columns(SETTINGS, tmp_path, made) is None

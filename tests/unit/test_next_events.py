@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,17 +31,20 @@ def sources() -> dict[str, Source]:
     return {name: source_of(make(name).fit(early, catalogue())) for name, _ in MIX}
 
 
-def examples(data: Interactions, sources: dict[str, Source], statistics: Steps, batch: int = 64) -> Examples:
+def examples(
+    data: Interactions, sources: dict[str, Source], statistics: Steps, batch: int = 64, **more: Any
+) -> Examples:
     return training_examples(
         partial(retrieve, sources),
         data,
         CASES,
-        spec=SPEC,
+        spec=more.pop("spec", SPEC),
         items=ItemFeatures.of(SPEC, catalogue()),
         statistics=statistics,
         mix=MIX,
         limit=25,
         batch=batch,
+        **more,
     )
 
 
@@ -116,3 +120,13 @@ def test_batches_and_parts_do_not_matter(sources: dict[str, Source]) -> None:
     drawn = [many.thinned(5, np.random.default_rng(seed)).features for seed in (0, 0, 1)]
     assert np.array_equal(drawn[0], drawn[1])
     assert drawn[0].shape != drawn[2].shape or not np.array_equal(drawn[0], drawn[2])
+
+
+def test_columns_of_users_are_features_of_their_cases(sources: dict[str, Source]) -> None:
+    data = interactions()
+    spec = SPEC.model_copy(update={"user_numbers": ("age",)})
+    columns = [None if user % 7 == 0 else {"age": 20 + user} for user in range(data.n_users)]
+    found = examples(data, sources, as_of(data), spec=spec, user_columns=columns)
+    ages = found.features[:, feature_names(spec).index("user:age")]
+    users = data.users[CASES][found.owner]
+    assert ages.tolist() == np.where(users % 7 == 0, 0, 20 + users).tolist()

@@ -260,7 +260,7 @@ class LearnSettings(Section):
     )
     context_features: tuple[str, ...] = Field(
         (),
-        description="Keys of a request's `context`, numbers, that are features of the ranker; known from the log alone: "
+        description="Keys of a request's `context`, numbers, that are features of the ranker; of the log alone: "
         "0 in examples of next events.",
     )
     objectives: dict[str, tuple[str, ...]] = Field(

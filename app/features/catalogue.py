@@ -72,6 +72,13 @@ def content(c: FeatureContext) -> Column:
     return c.content_similarity
 
 
+@_feature(lambda spec: tuple(f"{name}:{v.name}" for v in spec.vectors for name in ("vector_recent", "vector_last")))
+def vector(c: FeatureContext) -> Column:
+    """Per vector column, the cosine of the candidate's vector to the recent taste's and to the last item's, [-1, 1]."""
+    rows = c.candidates.rows
+    return np.concatenate([c.similarity(vectors, vectors.take(rows, axis=0)) for vectors in c.items.vectors])
+
+
 @_feature(lambda spec: tuple(f"number:{column.name}" for column in spec.numbers))
 def number(c: FeatureContext) -> Column:
     """The item's standardised number columns."""

@@ -143,7 +143,16 @@ class FeatureContext:
     @cached_property
     def content_similarity(self) -> Column:
         """float32 (2, R): cosine of the candidates' content to the recent taste and to the last item."""
-        vectors, offsets, found = self.items.content, self.candidates.offsets, self.candidate_content
+        return self.similarity(self.items.content, self.candidate_content)
+
+    def similarity(self, vectors: Column, found: Column) -> Column:
+        """float32 (2, R): cosine of the candidates to the recent taste (the weighted mean) and to the last item.
+
+        Args:
+            vectors: float32 (n, d), of unit length or zero, of the live rows.
+            found: float32 (R, d), those of the candidates.
+        """
+        offsets = self.candidates.offsets
         taste = self._taste(vectors)
         taste /= np.maximum(np.linalg.norm(taste, axis=1, keepdims=True), 1e-9)
         last = np.zeros_like(taste)

@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from app.features.spec import FeatureSpec
 from app.models.interactions import Catalogue
+from app.models.vectors import unit_vectors
 
 
 class ItemFeatures:
@@ -18,12 +20,20 @@ class ItemFeatures:
     Attributes:
         content: float32 (n, spec.width), unit length or zero.
         numbers: float32 (n, len(spec.numbers)), standardised; 0 where missing.
+        vectors: float32 (n, size) a vector column of the spec, unit length or zero.
     """
 
-    __slots__ = ("_content", "_n", "_numbers", "spec")
+    __slots__ = ("_content", "_n", "_numbers", "_vectors", "spec")
 
-    def __init__(self, spec: FeatureSpec, content: NDArray[np.float32], numbers: NDArray[np.float32]) -> None:
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        content: NDArray[np.float32],
+        numbers: NDArray[np.float32],
+        vectors: Sequence[NDArray[np.float32]],
+    ) -> None:
         self.spec, self._content, self._numbers, self._n = spec, content, numbers, len(content)
+        self._vectors = list(vectors)
 
     @classmethod
     def of(cls, spec: FeatureSpec, catalogue: Catalogue) -> "ItemFeatures":
@@ -31,7 +41,14 @@ class ItemFeatures:
         wanted = [*(column.name for column in spec.terms), *(column.name for column in spec.numbers)]
         held = [name for name in dict.fromkeys(wanted) if name in catalogue.columns.column_names]
         rows = catalogue.columns.select(held).to_pylist() if held else [{}] * len(catalogue)
-        return cls(spec, spec.content(rows), spec.standardised(rows))
+        nothing = pa.chunked_array([pa.nulls(len(catalogue), pa.list_(pa.float32()))])
+        vectors = [
+            unit_vectors(
+                catalogue.columns.column(v.name) if v.name in catalogue.columns.column_names else nothing, v.size
+            )
+            for v in spec.vectors
+        ]
+        return cls(spec, spec.content(rows), spec.standardised(rows), vectors)
 
     def __len__(self) -> int:
         return self._n
@@ -44,9 +61,13 @@ class ItemFeatures:
     def numbers(self) -> NDArray[np.float32]:
         return self._numbers[: self._n]
 
+    @property
+    def vectors(self) -> list[NDArray[np.float32]]:
+        return [vectors[: self._n] for vectors in self._vectors]
+
     def copy(self) -> "ItemFeatures":
         """An independent copy, for a replica that will put items of its own."""
-        return ItemFeatures(self.spec, self.content.copy(), self.numbers.copy())
+        return ItemFeatures(self.spec, self.content.copy(), self.numbers.copy(), [v.copy() for v in self.vectors])
 
     def put(self, row: int, columns: Mapping[str, Any]) -> None:
         """Sets the columns of one row; rows between the end and `row` become zero."""
@@ -59,10 +80,16 @@ class ItemFeatures:
         self._reserve(max(rows) + 1)
         self._content[list(rows)] = self.spec.content(columns)
         self._numbers[list(rows)] = self.spec.standardised(columns)
+        for column, vectors in zip(self.spec.vectors, self._vectors, strict=True):
+            vectors[list(rows)] = unit_vectors([values.get(column.name) for values in columns], column.size)
 
     def _reserve(self, n: int) -> None:
         if n > len(self._content):
             more = max(n, len(self._content) + len(self._content) // 4 + 64) - len(self._content)
-            self._content = np.concatenate([self._content, np.zeros((more, self._content.shape[1]), np.float32)])
-            self._numbers = np.concatenate([self._numbers, np.zeros((more, self._numbers.shape[1]), np.float32)])
+            self._content, self._numbers = _longer(self._content, more), _longer(self._numbers, more)
+            self._vectors = [_longer(vectors, more) for vectors in self._vectors]
         self._n = max(self._n, n)
+
+
+def _longer(rows: NDArray[np.float32], more: int) -> NDArray[np.float32]:
+    return np.concatenate([rows, np.zeros((more, rows.shape[1]), np.float32)])

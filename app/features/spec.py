@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from app.models.interactions import Catalogue
+from app.models.vectors import vector_size
 
 MAX_TERMS = 64  # width of the content vectors: what the hot path gathers per candidate
 MAX_CATEGORIES = 64  # a string column with more distinct values is text, not a category
@@ -35,6 +36,15 @@ class NumberColumn(BaseModel):
     scale: float
 
 
+class VectorColumn(BaseModel):
+    """A column of vectors (a picture's or a text's embedding) of one size."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    size: int
+
+
 class FeatureSpec(BaseModel):
     """What training and serving agree on; saved in the bundle as JSON.
 
@@ -43,6 +53,7 @@ class FeatureSpec(BaseModel):
         features: names in `app.features.catalogue.FEATURES`, in order.
         half_lives_days: decays of the item statistics.
         terms, numbers: item columns that make the content arrays.
+        vectors: item columns of vectors, each of which is features.
         session_gap_s: the longest silence within a session, seconds.
         year: the number column that is a calendar year; empty: none.
         user_numbers, context_numbers: keys of user columns and request context that are features (absent: 0).
@@ -57,6 +68,7 @@ class FeatureSpec(BaseModel):
     session_gap_s: float = 1800.0
     terms: tuple[TermColumn, ...] = ()
     numbers: tuple[NumberColumn, ...] = ()
+    vectors: tuple[VectorColumn, ...] = ()
     year: str = ""
     user_numbers: tuple[str, ...] = ()
     context_numbers: tuple[str, ...] = ()
@@ -96,17 +108,25 @@ class FeatureSpec(BaseModel):
 
 
 def describe_columns(catalogue: Catalogue) -> dict[str, Any]:
-    """The fields `terms, numbers, year` of a spec, from the types and values of the catalogue's columns."""
+    """The fields `terms, numbers, vectors, year` of a spec, from the types and values of the catalogue's columns."""
     terms: list[TermColumn] = []
     numbers: list[NumberColumn] = []
+    vectors: list[VectorColumn] = []
     for name in catalogue.columns.column_names:
         column = catalogue.columns.column(name)
         if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type):
             numbers += _number_column(name, column)
+        elif size := vector_size(column):
+            vectors.append(VectorColumn(name=name, size=size))
         else:
             terms += _term_column(name, column)
     year = next((n.name for n in numbers if n.name == "year" or n.name.endswith("_year")), "")
-    return {"terms": _most_frequent(terms, catalogue), "numbers": tuple(numbers), "year": year}
+    return {
+        "terms": _most_frequent(terms, catalogue),
+        "numbers": tuple(numbers),
+        "vectors": tuple(vectors),
+        "year": year,
+    }
 
 
 def _number_column(name: str, column: pa.ChunkedArray) -> list[NumberColumn]:

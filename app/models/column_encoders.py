@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from scipy.sparse.linalg import svds
 
+from app.models.vectors import number_of, unit_length, unit_vectors, vector_size
+
 WORD = re.compile(r"\w+")
 MAX_WORDS = 20_000  # most frequent words of a column that are kept
 KNOTS = 12  # soft buckets of a number column
@@ -115,20 +117,14 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Vectors:
-    """A vector (a picture's, a text's), scaled to unit length."""
+    """A vector (a picture's, a text's), scaled to unit length; one of another size counts as missing."""
 
     column: str
     size: int
     kind: ClassVar[Kind] = "vector"
 
-    def encode(self, values: Sequence[Any]) -> NDArray[np.float32]:
-        vectors = np.zeros((len(values), self.size), np.float32)
-        for place, value in enumerate(values):
-            if isinstance(value, (list, tuple)) and len(value) == self.size:
-                numbers = [number_of(entry) for entry in value]
-                if None not in numbers:
-                    vectors[place] = numbers
-        return unit_length(vectors)
+    def encode(self, values: Sequence[Any] | pa.ChunkedArray) -> NDArray[np.float32]:
+        return unit_vectors(values, self.size)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         return {}
@@ -155,8 +151,8 @@ def encoder_of(column: str, values: pa.ChunkedArray, n_factors: int, seed: int) 
     if pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type):
         words = Words.fit(column, "list", values.to_pylist(), n_factors, seed)
         return words if words.words else None
-    sizes = Counter(len(value) for value in values.to_pylist() if value)
-    return Vectors(column, sizes.most_common(1)[0][0]) if sizes else None
+    size = vector_size(values)
+    return Vectors(column, size) if size else None
 
 
 def encoder_of_saved(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> ColumnEncoder:
@@ -177,14 +173,3 @@ def words_of(value: Any, kind: Literal["list", "text"]) -> list[str]:
         return WORD.findall(value.lower()) if isinstance(value, str) else []
     entries = value if isinstance(value, (list, tuple)) else [value]
     return [entry for entry in entries if isinstance(entry, str)]
-
-
-def number_of(value: Any) -> float | None:
-    """A finite number, or None."""
-    return float(value) if isinstance(value, (int, float)) and np.isfinite(value) else None
-
-
-def unit_length(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows divided by their length; a row of zeros stays."""
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.where(length > 0, length, 1)).astype(np.float32)

@@ -1,18 +1,16 @@
 """Content: items by their columns alone, so that an item is found before any event names it."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from collections.abc import Sequence
+from typing import ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from app.models.candidate import Progress
-from app.models.column_encoders import ColumnEncoder, encoder_of, encoder_of_saved, unit_length
-from app.models.history_decay import HistoryDecay, decayed_weights, history_matrix
-from app.models.interactions import Catalogue, Histories, Interactions
-from app.models.storage import checked, load_model_files, save_model
+from app.errors import MantaError
+from app.models.column_encoders import ColumnEncoder, Vectors, encoder_of
+from app.models.column_model import ColumnModel
+from app.models.history_decay import HistoryDecay
+from app.models.interactions import Catalogue
+from app.models.vectors import vector_size
 
 
 class ContentParams(HistoryDecay):
@@ -25,7 +23,7 @@ class ContentParams(HistoryDecay):
     vector_weight: float = Field(1.0, ge=0, description="Weight of columns that are vectors of numbers.")
 
 
-class ContentModel:
+class ContentModel(ColumnModel):
     """Cosine between an item and the decayed mean of the history's items, over idf-weighted columns.
 
     Each column becomes a block of unit length times its kind's weight: lists of strings and texts are multi-hot with
@@ -36,71 +34,52 @@ class ContentModel:
     """
 
     family: ClassVar[str] = "content"
-    iterative: ClassVar[bool] = False
+    kind_of_params: ClassVar[type[HistoryDecay]] = ContentParams
+    params: ContentParams
 
-    def __init__(self, params: BaseModel | None = None) -> None:
-        self.params = checked(params, ContentParams)
-        self.n_items = 0
-        self._encoders: tuple[ColumnEncoder, ...] = ()
-        self._vectors = np.zeros((0, 1), np.float32)
+    def made_encoders(self, catalogue: Catalogue, seed: int) -> Sequence[ColumnEncoder]:
+        names = sorted(catalogue.columns.column_names)
+        made = [encoder_of(name, catalogue.columns.column(name), self.params.n_factors, seed) for name in names]
+        return [encoder for encoder in made if encoder is not None and self.weight_of(encoder) > 0]
 
-    def fit(self, data: Interactions, catalogue: Catalogue, *, seed: int = 0, progress: Progress | None = None) -> Self:
-        """Fits on the catalogue's columns; the events are not looked at."""
-        del progress
-        self.n_items = data.n_items
-        encoders = [
-            encoder_of(name, catalogue.columns.column(name), self.params.n_factors, seed)
+    def weight_of(self, encoder: ColumnEncoder) -> float:
+        return float(getattr(self.params, f"{encoder.kind}_weight"))
+
+
+class VectorParams(HistoryDecay):
+    """Parameters of `vector`."""
+
+    column: str = Field("", description="The item column whose vectors are compared; empty: all that hold vectors.")
+
+
+class ItemVectors(ColumnModel):
+    """Cosine between an item's vector (a picture's or a text's embedding) and the decayed mean of the history's.
+
+    Vectors are columns of the items, lists of numbers of one size; several columns count the same. An item without a
+    vector is not found by it; data without such a column get no scores.
+    Searched: place_tau 1-50, log; place_floor 0-0.3.
+    Paper: McAuley et al., "Image-based recommendations on styles and substitutes", SIGIR 2015 (items by the vectors of
+    their pictures).
+    """
+
+    family: ClassVar[str] = "vector"
+    kind_of_params: ClassVar[type[HistoryDecay]] = VectorParams
+    params: VectorParams
+
+    def made_encoders(self, catalogue: Catalogue, seed: int) -> Sequence[ColumnEncoder]:
+        del seed
+        wanted = self.params.column
+        sizes = {
+            name: vector_size(catalogue.columns.column(name))
             for name in sorted(catalogue.columns.column_names)
-        ]
-        self._encoders = tuple(encoder for encoder in encoders if encoder is not None and self._weight(encoder) > 0)
-        self._vectors = self.encode_items(catalogue.columns.to_pylist()[: data.n_items])
-        return self
+            if wanted in ("", name)
+        }
+        found = [Vectors(name, size) for name, size in sizes.items() if size]
+        if wanted and not found:
+            kind = catalogue.columns.column(wanted).type if wanted in sizes else "no such column"
+            raise MantaError(f"family vector: column {wanted!r}: found {kind}, wanted lists of numbers of one size")
+        return found
 
-    def encode_items(self, rows: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
-        """Vectors of any items, also such as were not there at fitting.
-
-        Args:
-            rows: one mapping of columns an item; unknown columns and values of another type are ignored.
-
-        Returns:
-            float32 (n, d), of unit length, or zeros for an item about which nothing is known.
-        """
-        blocks = [
-            encoder.encode([row.get(encoder.column) for row in rows]) * self._weight(encoder)
-            for encoder in self._encoders
-        ]
-        vectors = np.concatenate([np.zeros((len(rows), 0 if blocks else 1), np.float32), *blocks], axis=1)
-        return unit_length(vectors)
-
-    def _weight(self, encoder: ColumnEncoder) -> np.float32:
-        return np.float32(getattr(self.params, f"{encoder.kind}_weight"))
-
-    def item_vectors(self) -> NDArray[np.float32]:
-        return self._vectors
-
-    def encode(self, histories: Histories) -> NDArray[np.float32]:
-        """float32 (B, d), of unit length; zeros for a history without a known item."""
-        weights = decayed_weights(histories, self.params, self.n_items)
-        return unit_length(np.asarray(history_matrix(histories, weights, self.n_items) @ self._vectors, np.float32))
-
-    def score(self, histories: Histories) -> NDArray[np.float32]:
-        return self.encode(histories) @ self._vectors.T
-
-    def save(self, folder: Path) -> None:
-        arrays: dict[str, NDArray[Any]] = {"vectors": self._vectors}
-        for place, encoder in enumerate(self._encoders):
-            arrays |= {f"{place}.{name}": array for name, array in encoder.arrays().items()}
-        facts = {"encoders": [encoder.facts() for encoder in self._encoders]}
-        save_model(folder, self.family, self.params, arrays, facts)
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        params, arrays, facts = load_model_files(folder, cls.family, ContentParams)
-        model = cls(params)
-        model._vectors = arrays["vectors"]
-        model.n_items = len(model._vectors)
-        model._encoders = tuple(
-            encoder_of_saved(saved, {key.partition(".")[2]: a for key, a in arrays.items() if key.startswith(f"{n}.")})
-            for n, saved in enumerate(facts["encoders"])
-        )
-        return model
+    def weight_of(self, encoder: ColumnEncoder) -> float:
+        del encoder
+        return 1.0

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from app.errors import SettingsError
 from app.models.blend import Blend, BlendParams
 from app.models.candidate import CandidateModel
-from app.models.content import ContentModel, ContentParams
+from app.models.content import ContentModel, ContentParams, ItemVectors, VectorParams
 from app.models.ease import Ease, EaseParams
 from app.models.graph_filter import GraphFilter, GraphFilterParams
 from app.models.ials import Ials, IalsParams
@@ -216,6 +216,13 @@ FAMILIES: dict[str, Family] = {
                 "place_tau": FloatRange(1.0, 50.0, log=True),
             },
             1.0,
+        ),
+        Family(
+            "vector",
+            ItemVectors,
+            VectorParams,
+            {"place_tau": FloatRange(1.0, 50.0, log=True), "place_floor": FloatRange(0.0, 0.3)},
+            0.5,
         ),
     )
 }

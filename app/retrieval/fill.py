@@ -24,22 +24,66 @@ class ContentEncoder(VectorModel, Protocol):
         ...
 
 
+class ContentRows:
+    """The vectors of every live row by one content family.
+
+    Attributes:
+        name: of the family in the bundle.
+    """
+
+    def __init__(self, name: str, encoder: ContentEncoder, n_items: int) -> None:
+        self.name, self._encoder, self._bundled = name, encoder, n_items
+        self._room = self._vectors = encoder.item_vectors().copy()  # the room has space for rows to come
+
+    def put(self, rows: Sequence[int], columns: Sequence[Mapping[str, Any]], n: int) -> NDArray[np.float32]:
+        """The vectors of rows that came or changed; `n`: how many live rows there are by now."""
+        if n > len(self._room):
+            more = n - len(self._room) + n // 8
+            self._room = np.concatenate([self._room, np.zeros((more, self._room.shape[1]), np.float32)])
+        self._vectors = self._room[:n]
+        vectors = self._encoder.encode_items(columns)
+        self._vectors[list(rows)] = vectors
+        return vectors
+
+    def most_alike(self, vector: NDArray[np.float32]) -> int:
+        """The bundle's row most like a vector."""
+        return int((self._vectors[: self._bundled] @ vector).argmax())
+
+    def tastes(self, histories: Histories) -> NDArray[np.float32]:
+        """float32 (B, d): vectors of histories; zeros where nothing is known."""
+        return self._encoder.encode(histories)
+
+    def newcomers(self, taste: NDArray[np.float32], passing: NDArray[np.bool_]) -> Found:
+        """Rows that came after the bundle, most like the taste first; `passing`: bool over the live rows."""
+        scores = self._vectors[self._bundled :] @ taste
+        scores[~passing[self._bundled :]] = 0.0
+        rows = best(scores, NEWCOMERS, 0.0)
+        return rows + np.int32(self._bundled), scores[rows]
+
+    def most_like(self, taste: NDArray[np.float32], passing: NDArray[np.bool_], wanted: int) -> Found:
+        """At most `wanted` passing rows, most like the taste first."""
+        if wanted < 1 or not taste.any():
+            return np.empty(0, np.int32), np.empty(0, np.float32)
+        scores = self._vectors @ taste
+        scores[~passing] = 0.0
+        rows = best(scores, wanted, 0.0)
+        return rows, scores[rows]
+
+
 class Fallback:
     """Content vectors of every live row and the order of popularity, both without any source.
 
     Attributes:
-        family: name of the content family in the bundle; empty: it has none.
+        content: those of each content family of the bundle, in its order.
     """
 
     def __init__(self, live: LiveCatalogue, popular: Rows, models: Mapping[str, object]) -> None:
         self._live = live
-        found = {name: model for name, model in models.items() if isinstance(model, ContentEncoder)}
-        self.family = next(iter(found), "")
-        self._content: ContentEncoder | None = found.get(self.family)
-        self._vectors = np.zeros((live.n_items, 0), np.float32)
-        if self._content is not None:
-            self._vectors = self._content.item_vectors().copy()
-        self._room = self._vectors  # with space for rows to come
+        self.content = tuple(
+            ContentRows(name, model, live.n_items)
+            for name, model in models.items()
+            if isinstance(model, ContentEncoder)
+        )
         ranked = np.zeros(live.n_items, np.bool_)
         ranked[popular] = True
         self._popular = np.concatenate([popular, np.flatnonzero(~ranked)]).astype(np.int32)
@@ -47,19 +91,17 @@ class Fallback:
         live.follow(self._put)
 
     def _put(self, rows: Sequence[int], columns: Sequence[Mapping[str, Any]]) -> None:
-        n, held = len(self._live), len(self._room)
+        n, held = len(self._live), len(self._stand_ins)
         if n > held:
-            more = n - held + n // 8
-            self._room = np.concatenate([self._room, np.zeros((more, self._room.shape[1]), np.float32)])
-            self._stand_ins = np.concatenate([self._stand_ins, np.arange(held, held + more, dtype=np.int32)])
-        self._vectors = self._room[:n]
-        if self._content is None:
-            return
-        vectors = self._content.encode_items(columns)
-        self._vectors[list(rows)] = vectors
-        for row, vector in zip(rows, vectors, strict=True):
-            if row >= self._live.n_items and vector.any():
-                self._stand_ins[row] = int((self._vectors[: self._live.n_items] @ vector).argmax())
+            self._stand_ins = np.concatenate([self._stand_ins, np.arange(held, n + n // 8, dtype=np.int32)])
+        unknown = {row: place for place, row in enumerate(rows) if row >= self._live.n_items}
+        self._stand_ins[list(unknown)] = list(unknown)
+        for content in self.content:
+            vectors = content.put(rows, columns, n)
+            for row, place in list(unknown.items()):
+                if vectors[place].any():
+                    self._stand_ins[row] = content.most_alike(vectors[place])
+                    del unknown[row]  # the first family that knows the item speaks for it
 
     def stand_ins(self, rows: Rows) -> Rows:
         """The rows, with each item that came after the bundle replaced by the bundle's item most like it.
@@ -67,29 +109,6 @@ class Fallback:
         The bundle's models know nothing else of it; without content it stays, and they ignore it.
         """
         return rows if len(self._live) == self._live.n_items else self._stand_ins[rows]
-
-    def tastes(self, histories: Histories) -> NDArray[np.float32]:
-        """float32 (B, d): content vectors of histories; zeros where nothing is known. d is 0 without content."""
-        if self._content is None:
-            return np.zeros((len(histories), 0), np.float32)
-        return self._content.encode(histories)
-
-    def newcomers(self, taste: NDArray[np.float32], passing: NDArray[np.bool_]) -> Found:
-        """Rows that came after the bundle, by content; `passing`: bool over the live rows."""
-        first = self._live.n_items
-        scores = self._vectors[first:] @ taste
-        scores[~passing[first:]] = 0.0
-        rows = best(scores, NEWCOMERS, 0.0)
-        return rows + np.int32(first), scores[rows]
-
-    def by_content(self, taste: NDArray[np.float32], passing: NDArray[np.bool_], wanted: int) -> Found:
-        """At most `wanted` passing rows, most like the taste first."""
-        if not taste.any():
-            return np.empty(0, np.int32), np.empty(0, np.float32)
-        scores = self._vectors @ taste
-        scores[~passing] = 0.0
-        rows = best(scores, wanted, 0.0)
-        return rows, scores[rows]
 
     def by_popularity(self, passing: NDArray[np.bool_], wanted: int) -> Rows:
         """int32: `wanted` passing rows, most popular first, or all that pass; items without events come last."""

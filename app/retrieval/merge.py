@@ -1,6 +1,6 @@
 """One retrieval order from the lists of several sources."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,12 +83,30 @@ def _order(
 
 @dataclass(frozen=True, slots=True)
 class Addition:
-    """Rows to add to one question's candidates: `column`: the source that speaks for them, -1: none."""
+    """Rows to add to one question's candidates, in their order.
+
+    Attributes:
+        named: which sources speak for some of them: (column of the source, places in `rows`, their scores).
+    """
 
     question: int
     rows: Rows
-    scores: NDArray[np.float32]
-    column: int = -1
+    named: Sequence[tuple[int, NDArray[np.int64], NDArray[np.float32]]] = ()
+
+    @classmethod
+    def of(cls, question: int, lists: Mapping[int, Found]) -> "Addition":
+        """Of the lists of sources (by their columns; below 0: of none), a row that several name once."""
+        rows = np.concatenate([found[0] for found in lists.values()])
+        distinct, first = np.unique(rows, return_index=True)
+        order = np.argsort(first)
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))  # of each distinct row
+        named = [
+            (column, place[np.searchsorted(distinct, found[0])], found[1])
+            for column, found in lists.items()
+            if column >= 0
+        ]
+        return cls(question, distinct[order], named)
 
 
 def extend(candidates: Candidates, additions: Sequence[Addition], sizes: Sequence[int]) -> Candidates:
@@ -104,12 +122,12 @@ def extend(candidates: Candidates, additions: Sequence[Addition], sizes: Sequenc
     ranks = np.zeros((sum(lengths), n_sources), np.int32)
     start = 0
     for addition, length in zip(additions, lengths, strict=True):
-        if addition.column >= 0:
+        for column, places, given in addition.named:
             first, last = candidates.offsets[addition.question], candidates.offsets[addition.question + 1]
-            listed = candidates.scores[first:last, addition.column][candidates.ranks[first:last, addition.column] > 0]
-            above = len(listed) - np.searchsorted(np.sort(listed), addition.scores, side="right")
-            scores[start : start + length, addition.column] = addition.scores
-            ranks[start : start + length, addition.column] = above + 1 + np.arange(length)
+            listed = candidates.scores[first:last, column][candidates.ranks[first:last, column] > 0]
+            above = len(listed) - np.searchsorted(np.sort(listed), given, side="right")
+            scores[start + places, column] = given
+            ranks[start + places, column] = above + 1 + np.arange(len(given))
         start += length
     owner = np.concatenate([owner, np.repeat([addition.question for addition in additions], lengths)])
     rows = np.concatenate([candidates.rows, *(addition.rows for addition in additions)])

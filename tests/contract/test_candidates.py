@@ -56,6 +56,7 @@ def walks(seed: int = 0) -> tuple[Interactions, Catalogue]:
             "title": [f"{'Red' if row < GROUP else 'Blue'} story {row}" for row in rows],
             "genres": [["Red"] if row < GROUP else ["Blue", "Long"] for row in rows],
             "year": [None if row == 3 else 1990 + int(row) for row in rows],
+            "picture": [[1.0, 0.1 * float(np.cos(row)), float(row >= GROUP)] for row in rows],
         }
     )
     return data, Catalogue.of([str(row) for row in rows], columns)

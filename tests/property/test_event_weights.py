@@ -38,6 +38,7 @@ any_weight = st.floats(0, 1e30).map(lambda w: EventWeight(weight=w)) | scaled() 
 any_value = st.just(float("nan")) | st.floats(allow_nan=False, allow_infinity=False) | st.floats(-1, 60, width=32)
 
 
+@settings(deadline=None)
 @given(
     weights=st.fixed_dictionaries({"click": any_weight, "view": any_weight}),
     rows=st.lists(

@@ -38,6 +38,17 @@ def catalogue() -> Catalogue:
     return Catalogue.of([f"i{row}" for row in range(N_ITEMS)], columns)
 
 
+def picture_of(group: int, turn: float = 0.0) -> list[float]:
+    """A vector of one of three groups; `turn`, below 1, tells items of a group apart."""
+    return [float(group == 0) + turn, float(group == 1), float(group == 2), turn]
+
+
+def with_pictures(items: Catalogue) -> Catalogue:
+    """The catalogue with a column `picture` of vectors, in groups that have nothing to do with the genres."""
+    rows = [picture_of(row // 4 % 3, row / 200) for row in range(len(items))]
+    return Catalogue.of(items.item_ids, items.columns.append_column("picture", pa.array(rows, pa.list_(pa.float32()))))
+
+
 def interactions(seed: int = 0) -> Interactions:
     """60 users, each mostly of one genre; the last ten items have no event."""
     random = np.random.default_rng(seed)
@@ -66,11 +77,17 @@ class TinyBundle:
     sources: Mapping[str, Source] = field(default_factory=dict)
 
 
-def bundle(bundle_id: str = "b1", mix: tuple[tuple[str, int], ...] | None = None, ranked: bool = True) -> TinyBundle:
-    items, data = catalogue(), interactions()
+def bundle(
+    bundle_id: str = "b1",
+    mix: tuple[tuple[str, int], ...] | None = None,
+    ranked: bool = True,
+    items: Catalogue | None = None,
+) -> TinyBundle:
+    items, data = items or catalogue(), interactions()
     torch.manual_seed(0)
     mix = mix or (("item_knn", 20), ("ials", 20), ("popularity", 10), ("content", 10))
-    models = {name: make(name).fit(data, items) for name in ("item_knn", "ials", "popularity", "content")}
+    names = dict.fromkeys(("item_knn", "ials", "popularity", "content", *(name for name, _ in mix)))
+    models = {name: make(name).fit(data, items) for name in names}
     spec = make_spec(items, [name for name, _ in mix])
     popularity = source_of(models["popularity"])
     popular = np.argsort(-models["popularity"].score(data.histories().slice(0, 1))[0], kind="stable").astype(np.int32)

@@ -70,7 +70,8 @@ def test_a_mix_starts_with_the_best_and_always_has_the_fillers() -> None:
     sources = {name: source_of(make(name).fit(fit, items)) for name in values}
     mix = choose_mix(sources, values, slices, slices.ranker, 40)
     assert mix[0][0] == "item_knn"
-    assert set(FILLERS) <= {name for name, _ in mix}
+    assert set(FILLERS) & set(values) <= {name for name, _ in mix}
+    assert set(FILLERS) & set(values) == {"content", "popularity"}
     alone = choose_mix({"popularity": sources["popularity"]}, {"popularity": 0.1}, slices, slices.ranker, 40)
     assert alone == (("popularity", 100),)
 

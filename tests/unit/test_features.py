@@ -22,7 +22,7 @@ from app.ranking.next_events import training_examples
 from app.retrieval.query import Candidates, Query
 from app.retrieval.sources import retrieve, source_of
 from app.settings import LearnSettings
-from tests.unit.chain_world import DAY_MS, catalogue, interactions
+from tests.unit.chain_world import DAY_MS, catalogue, interactions, with_pictures
 
 MIX = (("item_knn", 20), ("popularity", 10))
 
@@ -196,7 +196,7 @@ def test_the_future_changes_nothing() -> None:
 
 
 def test_training_and_serving_give_the_same_numbers() -> None:
-    items, data = catalogue(), interactions()
+    items, data = with_pictures(catalogue()), interactions()
     cut = 360
     fit = data.before(int(data.times[cut]))
     sources = {name: source_of(make(name).fit(fit, items)) for name, _ in MIX}
@@ -216,6 +216,7 @@ def test_training_and_serving_give_the_same_numbers() -> None:
         batch=4,
     )
     assert len(examples) == len(cases)
+    assert column(examples.features, spec, "vector_recent:picture").std() > 0.1
     for number, case in enumerate(cases.tolist()):  # one question at a time, as a lone request would be served
         mine = np.flatnonzero(data.users[:case] == data.users[case])
         history = Histories(

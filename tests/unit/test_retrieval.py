@@ -103,7 +103,7 @@ def test_merge_adds_weighted_reciprocal_ranks() -> None:
     assert merged.ranks.tolist() == [[2, 1], [1, 0], [0, 1]]
     assert merged.scores.tolist() == [[8, 9], [9, 0], [0, 9]]
     assert 0.75 / (DAMPING + 2) + 0.25 / (DAMPING + 1) > 0.75 / (DAMPING + 1)
-    more = extend(merged, [Addition(0, np.array([7], np.int32), np.array([8.5], np.float32), column=0)], (30, 10))
+    more = extend(merged, [Addition.of(0, {0: (np.array([7], np.int32), np.array([8.5], np.float32))})], (30, 10))
     assert more.rows.tolist() == [3, 5, 7, 1]
     assert more.ranks.tolist() == [[2, 1], [1, 0], [2, 0], [0, 1]]
 
@@ -112,13 +112,11 @@ def test_the_order_of_many_questions_does_not_depend_on_how_it_is_sorted(monkeyp
     random = np.random.default_rng(0)
     ten = np.arange(10, dtype=np.int32)
     found = [[(random.permutation(ten), np.arange(10, 0, -1, dtype=np.float32)) for _ in range(300)] for _ in range(2)]
-    filled = [Addition(place, np.array([20, 15], np.int32), np.zeros(2, np.float32)) for place in range(300)]
+    filled = [Addition(place, np.array([20, 15], np.int32)) for place in range(300)]
     packed = extend(merge(found, (3, 2), 8), filled, (3, 2))
     assert packed.offsets.tolist() == list(range(0, 3001, 10))
     assert (packed.rows.reshape(300, 10)[:, 8:] == [20, 15]).all()
-    alone = extend(
-        merge([one[7:8] for one in found], (3, 2), 8), [Addition(0, filled[7].rows, filled[7].scores)], (3, 2)
-    )
+    alone = extend(merge([one[7:8] for one in found], (3, 2), 8), [Addition(0, filled[7].rows)], (3, 2))
     assert alone.rows.tolist() == packed.rows[70:80].tolist()
     monkeypatch.setattr("app.retrieval.merge.STEPS", 1 << 58)
     whole = extend(merge(found, (3, 2), 8), filled, (3, 2))

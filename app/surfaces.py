@@ -49,7 +49,7 @@ class SurfaceSettings(Section):
     objectives: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default={},
         description="What a shown item is worth by what comes of it (`click: 1, purchase: 20`): candidates are ranked "
-        "by the sum of weight × probability. Empty, or none that the ranker has learned: all of its objectives alike.",
+        "by the sum of weight × probability. Empty, or none that the ranker has learned: by `next`, else all alike.",
     )
     ranked: bool = Field(True, description="`false`: retrieval order is the configured answer (no ranker).")
     rules: RuleSettings = Field(default=RuleSettings(), description="Rules that every rung obeys.")

@@ -1,8 +1,8 @@
 """From the best model of each family to one chain: which sources, how many from each, and whether a ranker pays."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from app.features.table import feature_names, make_spec
 from app.models.candidate import CandidateModel
 from app.models.interactions import Catalogue, Histories, Interactions
 from app.ranking.examples import Examples, both
-from app.ranking.next_events import statistics_steps, training_examples
+from app.ranking.next_events import statistics_steps, told_apart, training_examples
 from app.ranking.ranker import Ranker
 from app.retrieval.allowed import Allowed
 from app.retrieval.merge import Found, merge
@@ -37,6 +37,7 @@ MOST_SOURCES = 4
 WORTH = 0.02  # a further source must find this share more targets: each costs time in every answer
 MOST_RANKER_CASES = 6000
 MIX_CASES = 1000
+LEAST_OF_OBJECTIVE = 200  # events of its types in the ranker slice, to learn an objective from next events
 INTERVAL_ERRORS = 1.96  # standard errors from a mean to the end of its 95 % interval
 BATCH = 64
 DEFAULT_PLAN = RankerPlan()
@@ -75,6 +76,7 @@ class Slices:
 
     `statistics_age_h`: how old item statistics get while they serve; None: as old as a slice (`statistics_steps`).
     `user_columns`: of each user of `interactions`, where the spec names some.
+    `objectives`: by name the event types (`learn.objectives`).
     """
 
     interactions: Interactions
@@ -83,6 +85,7 @@ class Slices:
     history_limit: int
     statistics_age_h: float | None = None
     user_columns: UserColumns | None = None
+    objectives: Mapping[str, Collection[str]] = field(default_factory=dict)
 
 
 def assemble(
@@ -114,6 +117,8 @@ def assemble(
         rankers: which are tried.
         logged: examples from the log, of some features and before some time (milliseconds; None: all), None: too few.
     """
+    objectives = told_apart(slices.interactions, slices.ranker, slices.objectives, LEAST_OF_OBJECTIVE)
+    slices = replace(slices, objectives=objectives)
     sources = {name: source_of(model) for name, model in models.items()}
     random = np.random.default_rng(seed)
     mix = choose_mix(sources, values, slices, _some(slices.validation, MIX_CASES, random), candidates)
@@ -186,6 +191,7 @@ def _examples(
         limit=chain.candidates,
         history_limit=slices.history_limit,
         user_columns=slices.user_columns,
+        objectives=slices.objectives,
     )
 
 

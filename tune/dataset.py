@@ -26,6 +26,7 @@ from app.lake.snapshot import Snapshot, snapshot
 from app.lake.tables import ARRIVED, open_lake
 from app.models.interactions import Catalogue, Interactions
 from app.models.unsettled import Unsettled
+from app.models.vectors import unit_vectors, vector_size
 from app.settings import LearnSettings, Settings
 from app.state.history import NOT_IN_HISTORY
 from app.time_to_live import in_ms
@@ -34,6 +35,7 @@ from app.weighing import Weighed, weigh
 BLOCK_BYTES = 64_000_000  # of Parquet that one task reads
 # What a training set needs of the lake's events.
 EVENT_COLUMNS = ("user_id", "session_id", "item_id", "event_type", "event_time", "value", "partition", "offset")
+MOST_TYPES = 256  # of weighted events, to tell them apart
 ORDER = [("event_time", "ascending"), ("partition", "ascending"), ("offset", "ascending")]
 
 
@@ -208,6 +210,7 @@ def training_set(
             f"training set: found no event with a weight of an item in the catalogue among {len(events)} events "
             f"and {len(items)} items, wanted at least one (learn.event_weights)"
         )
+    types = events["event_type"].take(pa.array(kept)).combine_chunks().dictionary_encode()
     ids = owners.take(pa.array(kept)).dictionary_encode()
     keys = [str(key) for key in ids.dictionary.to_pylist()]
     interactions = Interactions(
@@ -219,6 +222,8 @@ def training_set(
         len(catalogue),
         ttl_ms,
         unsettled=Unsettled.of(weighed, owner, places, times, kept),
+        kinds=np.asarray(types.indices, np.uint8) if len(types.dictionary) <= MOST_TYPES else None,
+        kind_names=tuple(types.dictionary.to_pylist()[:MOST_TYPES]),
     )
     sessions = np.array([key.startswith("s") for key in keys], np.bool_)
     return TrainingSet(
@@ -342,14 +347,27 @@ def _catalogue(items: pa.Table, events: pa.Table) -> tuple[Catalogue, NDArray[np
 
 def item_columns(documents: list[str | None]) -> pa.Table:
     """JSON texts as one table: strings, lists of strings, numbers, booleans, vectors; absent values are null."""
-    rows: list[dict[str, Any]] = [json.loads(text) if text else {} for text in documents]
+    rows: list[dict[str, Any]] = [_compact(json.loads(text)) if text else {} for text in documents]
     names = sorted({name for row in rows for name in row} - {"item_id"})
     if not names:
         return pa.table({"_": pa.nulls(len(rows))}).drop_columns(["_"])
     return pa.table({name: _column([row.get(name) for row in rows]) for name in names})
 
 
+def _compact(columns: dict[str, Any]) -> dict[str, Any]:
+    """Lists of numbers as arrays: a quarter of the memory."""
+    return {
+        name: np.array(value, np.float64) if isinstance(value, list) and set(map(type, value)) == {float} else value
+        for name, value in columns.items()
+    }
+
+
 def _column(values: list[Any]) -> pa.Array:
+    vectors = [value for value in values if isinstance(value, np.ndarray)]
+    if vectors and all(value is None or isinstance(value, np.ndarray) or value == [] for value in values):
+        exact = all(np.array_equal(vector.astype(np.float32), vector) for vector in vectors)
+        return pa.array(values, pa.list_(pa.float32() if exact else pa.float64()))
+    values = [value.tolist() if isinstance(value, np.ndarray) else value for value in values]
     try:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
@@ -370,5 +388,12 @@ def _hash(interactions: Interactions, catalogue: Catalogue, available: NDArray[n
             digest.update(np.ascontiguousarray(array).tobytes())
     if interactions.ttl_ms is not None:
         digest.update(b"%d" % interactions.ttl_ms)
-    digest.update(json.dumps([catalogue.item_ids, catalogue.columns.to_pydict()], default=str).encode())
+    if interactions.kinds is not None and len(interactions.kind_names) > 1:
+        digest.update(interactions.kinds.tobytes() + "\x1f".join(interactions.kind_names).encode())
+    columns = catalogue.columns
+    vectors = [name for name in columns.column_names if vector_size(columns.column(name))]
+    for name in vectors:
+        digest.update(unit_vectors(columns.column(name), vector_size(columns.column(name))).tobytes())
+    others = columns.drop_columns(vectors).to_pydict()
+    digest.update(json.dumps([catalogue.item_ids, vectors, others], default=str).encode())
     return digest.hexdigest()

@@ -114,6 +114,7 @@ class Interactions:
         n_users, n_items: sizes; an item without an event is a row all the same.
         ttl_ms: how long an event stands in a history (`app.time_to_live`); models are fitted on all of them.
         validation: bool (N,), the events that came as validation, for families that choose on such; None: not said.
+        kinds: uint8 (N,), the type of each event, a place in `kind_names`; None: not said.
         unsettled: entries that weighed something else until the next event came; None: none did.
     """
 
@@ -126,6 +127,8 @@ class Interactions:
     ttl_ms: int | None = None
     validation: NDArray[np.bool_] | None = None
     unsettled: Unsettled | None = None
+    kinds: NDArray[np.uint8] | None = None
+    kind_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -159,6 +162,7 @@ class Interactions:
             weights=weights[kept],
             times=times,
             validation=validation,
+            kinds=None if self.kinds is None else self.kinds[kept],
             unsettled=unsettled if unsettled is not None and len(unsettled.by) else None,
         )
 

@@ -17,7 +17,7 @@ from app.errors import BundleError
 from app.ranking.calibration import Calibration
 from app.ranking.examples import NEXT, Examples
 from app.ranking.held_out import calibrated, report_of, split
-from app.ranking.ranker import TrainingReport, checked
+from app.ranking.ranker import TrainingReport, checked, plain_score
 
 
 class LambdaParams(BaseModel):
@@ -55,11 +55,7 @@ class LambdaRanker:
 
     def score(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """float32 (R, F) in the order of `feature_names` -> float32 (R,), finite."""
-        columns = self.probabilities(features).T
-        total: NDArray[np.float32] = columns[0].copy()
-        for column in columns[1:]:
-            total += column
-        return total
+        return plain_score(self.probabilities(features), self.objectives)
 
     def probabilities(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """float32 (R, F) -> float32 (R, O): of each objective."""

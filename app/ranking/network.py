@@ -21,7 +21,7 @@ from app.models.adam import AdamW, warm_then_cosine
 from app.ranking.calibration import Calibration
 from app.ranking.examples import NEXT, Examples
 from app.ranking.held_out import calibrated, report_of, split
-from app.ranking.ranker import TrainingReport, checked
+from app.ranking.ranker import TrainingReport, checked, plain_score
 
 LEAST_ROWS = 4  # fewer take another path through BLAS, whose sums differ: a candidate scores the same in any batch
 CLIP = 8.0  # standard deviations: what an outlier may count
@@ -113,10 +113,7 @@ class NetworkRanker:
     def score(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """float32 (R, F) in the order of `feature_names` -> float32 (R,), finite."""
         values = self.probabilities(features) if self.calibrations else self.logits(features)
-        total = values[:, 0].copy()
-        for column in values.T[1:]:
-            total += column
-        return total
+        return plain_score(values, self.objectives)
 
     def probabilities(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """float32 (R, F) -> float32 (R, O): of each objective; of a ranker without calibrations, by the sigmoid."""

@@ -1,6 +1,7 @@
 """A ranker's examples where nothing was logged: real candidates for past events, with what serving would have seen."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from app.features.spec import FeatureSpec
 from app.features.statistics import ItemStatistics
 from app.features.table import FeatureContext, feature_names, features
 from app.models.interactions import Histories, Interactions
-from app.ranking.examples import Examples
+from app.ranking.examples import NEXT, Examples
 from app.retrieval.query import Candidates, Query
 
 Retrieve = Callable[[Query], Candidates]
@@ -63,6 +64,7 @@ def training_examples(
     history_limit: int = 200,
     batch: int = 64,
     user_columns: Sequence[Mapping[str, Any] | None] | None = None,
+    objectives: Mapping[str, Collection[str]] | None = None,
 ) -> Examples:
     """Candidates and features of past events, as serving would have had them just before each.
 
@@ -78,6 +80,7 @@ def training_examples(
         history_limit: newest entries that models and features look at; all consumed items are banned nevertheless.
         batch: cases retrieved at once.
         user_columns: per user of `interactions`, for a spec that names some.
+        objectives: beside NEXT, by name the event types that the next event must be of.
 
     Returns:
         Examples of all cases; a case without candidates has no rows, one whose item was not retrieved no answered one.
@@ -101,7 +104,27 @@ def training_examples(
             offsets[first + 1 : first + 1 + len(chosen)] = offsets[first] + found.offsets[1:]
             targets[first : first + len(chosen)] = _targets(found, interactions.items[chosen])
         done = stop
-    return Examples.of_targets(rows[: offsets[-1]], offsets, targets)
+    made = Examples.of_targets(rows[: offsets[-1]], offsets, targets)
+    if not objectives:
+        return made
+    labels = [made.labels[:, 0] * _of_types(interactions, cases, types)[made.owner] for types in objectives.values()]
+    return replace(made, labels=np.stack([made.labels[:, 0], *labels], axis=1), objectives=(NEXT, *objectives))
+
+
+def told_apart(
+    interactions: Interactions, cases: NDArray[np.int64], objectives: Mapping[str, Collection[str]], least: int
+) -> dict[str, Collection[str]]:
+    """The objectives that at least so many cases answer, and not all of them."""
+    counts = {name: int(_of_types(interactions, cases, kinds).sum()) for name, kinds in objectives.items()}
+    return {name: kinds for name, kinds in objectives.items() if least <= counts[name] < len(cases)}
+
+
+def _of_types(interactions: Interactions, cases: NDArray[np.int64], types: Collection[str]) -> NDArray[np.float32]:
+    """float32 (cases,): 1 where the case's own event is of one of the types."""
+    if interactions.kinds is None:
+        return np.zeros(len(cases), np.float32)
+    wanted = np.array([name in types for name in interactions.kind_names], np.float32)
+    return wanted[interactions.kinds[cases]]
 
 
 def _check_age(interactions: Interactions, cases: NDArray[np.int64], statistics: ItemStatistics) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from app.ranking.examples import Examples
+from app.ranking.examples import NEXT, Examples
 
 Weights = Mapping[str, float]
 LEAST_CASES = 10  # answered cases without which there is nothing to learn
@@ -26,7 +26,7 @@ class Ranker(Protocol):
     objectives: tuple[str, ...]
 
     def score(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """float32 (R, F) in the order of `feature_names` -> float32 (R,), finite: all objectives weighing alike."""
+        """float32 (R, F) in the order of `feature_names` -> float32 (R,), finite: of NEXT, else of all objectives."""
         ...
 
     def probabilities(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -70,6 +70,16 @@ class TrainingReport:
     held_out_ndcg_at_10: float
     calibration_error: dict[str, float]
     cases: int
+
+
+def plain_score(values: NDArray[np.float32], objectives: tuple[str, ...]) -> NDArray[np.float32]:
+    """float32 (R, O) -> float32 (R,): what nobody has weighed: NEXT where it is among them, else the sum."""
+    if NEXT in objectives:
+        return values[:, objectives.index(NEXT)].copy()
+    total = values[:, 0].copy()
+    for column in values.T[1:]:
+        total += column
+    return total
 
 
 def weighted_score(ranker: Ranker, features: NDArray[np.float32], weights: Weights) -> NDArray[np.float32]:

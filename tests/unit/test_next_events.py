@@ -13,8 +13,8 @@ from app.features.statistics import ItemStatistics
 from app.features.table import ON_REQUEST, feature_names, make_spec
 from app.models.families import make
 from app.models.interactions import Interactions
-from app.ranking.examples import Examples
-from app.ranking.next_events import HOUR_MS, MOST_STEPS, statistics_steps, training_examples
+from app.ranking.examples import NEXT, Examples
+from app.ranking.next_events import HOUR_MS, MOST_STEPS, statistics_steps, told_apart, training_examples
 from app.retrieval.sources import Source, retrieve, source_of
 from tests.unit.chain_world import catalogue, interactions
 
@@ -130,3 +130,29 @@ def test_columns_of_users_are_features_of_their_cases(sources: dict[str, Source]
     ages = found.features[:, feature_names(spec).index("user:age")]
     users = data.users[CASES][found.owner]
     assert ages.tolist() == np.where(users % 7 == 0, 0, 20 + users).tolist()
+
+
+def test_objectives_of_next_events_by_their_type(sources: dict[str, Source]) -> None:
+    kinds = (np.arange(480) % 3).astype(np.uint8)  # the cases are every other event: each type is a third of them
+    data = replace(interactions(), kinds=kinds, kind_names=("view", "click", "order"))
+    wanted = {
+        "click": ["click"],
+        "purchase": ["purchase", "order"],
+        "any": ["view", "click", "order"],
+        "like": ["like"],
+    }
+    objectives = told_apart(data, CASES, wanted, 20)
+    assert list(objectives) == ["click", "purchase"]  # nothing was liked, and `any` is what NEXT says
+    assert told_apart(data, CASES, wanted, 31) == {}
+    assert told_apart(interactions(), CASES, wanted, 1) == {}  # nobody knows of what type they were
+    found = examples(data, sources, as_of(data), objectives=objectives)
+    plain = examples(data, sources, as_of(data))
+    assert found.objectives == (NEXT, "click", "purchase")
+    assert np.array_equal(found.targets, plain.targets)
+    for column, kind in ((1, 1), (2, 2)):
+        mine = kinds[CASES][found.owner] == kind
+        assert np.array_equal(found.labels[:, column], plain.labels[:, 0] * mine)
+        assert found.labels[:, column].sum() > 3
+    some = data.some(kinds == 1)
+    assert some.kinds is not None
+    assert set(some.kinds.tolist()) == {1}

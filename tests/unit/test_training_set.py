@@ -90,6 +90,9 @@ def test_weights_duplicates_and_unknown_items() -> None:
     )
     assert events_of(found) == [("u", "a"), ("u", "gone")]
     assert found.interactions.weights.tolist() == [0.5, 1.0]
+    whole = found.interactions
+    assert whole.kinds is not None
+    assert [whole.kind_names[kind] for kind in whole.kinds.tolist()] == ["click", "rating"]
     assert dict(zip(found.catalogue.item_ids, found.available.tolist(), strict=True))["gone"] is False
     assert "never" not in found.catalogue.item_ids
 

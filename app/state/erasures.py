@@ -62,7 +62,12 @@ class NodeErasures:
             log.info("the state has made up for erasures that it had missed")
 
     def serve(self, store: StateStore, position: Position) -> None:
-        """Does what is asked for, and publishes what has changed."""
+        """Does what is asked for, and publishes what has changed; where another database was chosen, that one's turn
+        comes, since it is the one that stays.
+        """
+        databases = StatePaths.of(self._home).shard(store.share.shard).databases
+        if self._asked.empty() or current_generation(databases) != store.generation:
+            return
         moves = store.published().moves
         while True:
             try:
@@ -136,7 +141,7 @@ def erase_here(store: StateStore, home: Path, subject: Subject) -> None:
     """
     databases = StatePaths.of(home).shard(store.share.shard).databases
     remove_halves(databases)
-    remove_older(databases)
+    remove_older(databases, store.generation)
     boundary = [subject.boundary]
     who: Who = {user_key(subject.user_id): boundary} | {session_key(name): boundary for name in subject.sessions}
     store.erase(who)

@@ -102,11 +102,10 @@ def choose_generation(databases: Path, generation: int) -> None:
     fresh.rename(databases / "current")
 
 
-def remove_older(databases: Path) -> None:
-    """Removes the databases that were in use before the current one."""
-    current = current_generation(databases)
+def remove_older(databases: Path, generation: int) -> None:
+    """Removes the databases that were in use before this one; one that is chosen after it is nobody's yet."""
     for folder in databases.iterdir():
-        if folder.is_dir() and folder.name.isdigit() and int(folder.name) < current:
+        if folder.is_dir() and folder.name.isdigit() and int(folder.name) < generation:
             shutil.rmtree(folder, ignore_errors=True)
 
 

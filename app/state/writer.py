@@ -272,7 +272,7 @@ class StateWriterLoop:
         """Shows the lag and tidies up; the generation that should be written."""
         self._show_lag(position, store, feed)
         if self._looked - self._opened > _OLD_S:
-            remove_older(self._paths.databases)
+            remove_older(self._paths.databases, store.generation)  # another may be chosen, whom nobody reads yet
         if self._paths.checkpoint_wanted.exists():
             make_checkpoint(store, self._paths)
         if feed.connected and (reached := feed.reached_ms(EVENTS)) is not None:

@@ -120,7 +120,7 @@ def test_another_database_is_followed_while_others_read(node: Node) -> None:
         reader.join()
     assert node.items() == ("7",)
     assert not wrong
-    remove_older(node.databases)
+    remove_older(node.databases, 1)
     assert [path.name for path in sorted(node.databases.iterdir())] == ["00000001", "current"]
     node.replica.catch_up()
     assert node.items() == ("7",)

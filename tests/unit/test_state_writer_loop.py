@@ -248,3 +248,29 @@ def test_a_reader_of_a_shard_that_fails_for_long_is_replaced(tmp_path: Path, mon
     here.replica.close()
     position.close()
     store.close()
+
+
+def test_a_database_stays_while_it_is_read_and_erasures_wait_for_the_one_that_was_chosen(tmp_path: Path) -> None:
+    """A rebuild has chosen another database: until its writer has caught up, all read the one before it."""
+    loop, databases = StateWriterLoop(Settings(), tmp_path), StatePaths.of(tmp_path).databases
+    position = Position.create(StatePaths.of(tmp_path).position)
+    feed = cast(StateFeed, cast(Any, Away()))
+    before, after = (StateStore(database(databases, n), Settings(), generation=n) for n in (0, 1))
+    choose_generation(databases, 1)
+    loop._opened = float("-inf")  # it has been written for long
+    asked = threading.Thread(target=lambda: loop.erasures.known("u", {}))
+    asked.start()
+    try:
+        assert loop._look(position, before, feed) == 1
+        assert database(databases, 0).exists()
+        until(lambda: not loop.erasures._asked.empty())
+        loop.erasures.serve(before, position)
+        assert not loop.erasures._asked.empty()
+        loop.erasures.serve(after, position)
+    finally:
+        before.close()
+        asked.join()
+    assert loop._look(position, after, feed) == 1
+    assert not database(databases, 0).exists()
+    after.close()
+    position.close()

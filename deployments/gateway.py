@@ -26,6 +26,7 @@ from deployments import ingress
 from deployments.access_log import AccessLog
 from deployments.answering import Answering, Held
 from deployments.bundles import BundleStore
+from deployments.column_kinds import kinds_of
 from deployments.coordinator import Coordinator
 from deployments.figures import Figures
 from deployments.freshness import Follower
@@ -41,7 +42,7 @@ from deployments.retention import RetentionFile
 from deployments.stages import RemoteStages
 from deployments.state_writer import ensure_state_writers
 from deployments.threads import cap_threads
-from deployments.writes import Writes, kind_of
+from deployments.writes import Writes
 
 logger = logging.getLogger(__name__)
 
@@ -211,16 +212,12 @@ class Gateway:
         return None
 
     def _kinds_of_catalogue(self) -> dict[str, str]:
-        """Column name to kind, from the first item of a live bundle that has a value there."""
+        """Column name to kind, from the first live bundle that has a value there."""
+        bundles = [lane.chain.target.bundle for lane in self._answering.lanes.values()]
         kinds: dict[str, str] = {}
-        for lane in self._answering.lanes.values():
-            table = lane.chain.target.bundle.catalogue.columns
-            for name in table.column_names:
-                if name not in kinds:
-                    column = table.column(name).drop_null()
-                    values = (value.as_py() for value in column[:100])
-                    kinds[name] = next((kind for value in values if (kind := kind_of(value)) != "nothing"), "nothing")
-        return {name: kind for name, kind in kinds.items() if kind != "nothing"}
+        for bundle in {bundle.id: bundle for bundle in bundles}.values():
+            kinds = kinds_of(bundle.catalogue.columns) | kinds
+        return kinds
 
     # Recommendations
 

@@ -26,6 +26,7 @@ from app.events.schema import (
 from app.settings import Settings
 from app.state.reader import ItemChange, Kind, StateReader, UserHistory
 from app.state.sharded import ShardedState
+from deployments.column_kinds import check_kinds
 from deployments.freshness import Follower
 from deployments.metrics import GatewayMetrics
 from deployments.positions import Positions
@@ -66,7 +67,7 @@ class Writes:
     ) -> None:
         """Args:
         bundled: the columns of an item that only a live bundle knows; None: none does.
-        kinds: column name to kind (`kind_of`) in the catalogue.
+        kinds: column name to kind in the catalogue (`column_kinds.kinds_of`).
         """
         self._settings, self._state, self._follower = settings, state, follower
         self._producer, self._positions, self._metrics = producer, positions, metrics
@@ -103,7 +104,7 @@ class Writes:
         """As `app.api.service.Service.put_item`."""
         try:
             _, columns = validate_item(item_id, raw)
-            self._check_kinds(columns)
+            check_kinds(columns, self._kinds())
         except EventRejected as error:
             raise _problem(error, raw) from None
         await self._fresh()
@@ -116,10 +117,11 @@ class Writes:
         """As `app.api.service.Service.post_items`."""
         messages: list[Record] = []
         rejected: list[Json] = []
+        kinds = self._kinds()
         for index, raw in enumerate(raws):
             try:
                 item_id, columns = validate_item(raw.get("item_id") if isinstance(raw, dict) else None, raw)
-                self._check_kinds(columns)
+                check_kinds(columns, kinds)
                 messages.append((item_id.encode(), columns_message(columns)))
             except EventRejected as error:
                 rejected.append(_rejected(index, error))
@@ -147,13 +149,6 @@ class Writes:
         if columns is None:
             raise NotFound(f"no item {item_id!r}")
         return ItemChange(0, item_id, True, dict(columns))
-
-    def _check_kinds(self, columns: Mapping[str, Any]) -> None:
-        kinds = self._kinds()
-        for name, value in columns.items():
-            found, wanted = kind_of(value), kinds.get(name)
-            if wanted is not None and found not in (wanted, "nothing"):
-                raise EventRejected("type", f"{name}: found {found}, wanted {wanted} as in the catalogue", name)
 
     # Users
 
@@ -234,21 +229,6 @@ class Writes:
 def _rejected(index: int, error: EventRejected) -> Json:
     more = {"field": error.field} if error.field is not None else {}
     return {"index": index, "code": error.code, "message": str(error), **more}
-
-
-def kind_of(value: Any) -> str:
-    """The kind of a column's value, as messages name it."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return "a truth value"
-    if isinstance(value, str):
-        return "text"
-    if isinstance(value, int | float):
-        return "a number"
-    if not value:
-        return "nothing"
-    return "a list of text" if isinstance(value[0], str) else "a list of numbers"
 
 
 def _problem(error: EventRejected, raw: Json) -> Problem:

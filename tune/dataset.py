@@ -365,7 +365,8 @@ def _compact(columns: dict[str, Any]) -> dict[str, Any]:
 def _column(values: list[Any]) -> pa.Array:
     vectors = [value for value in values if isinstance(value, np.ndarray)]
     if vectors and all(value is None or isinstance(value, np.ndarray) or value == [] for value in values):
-        exact = all(np.array_equal(vector.astype(np.float32), vector) for vector in vectors)
+        with np.errstate(over="ignore"):
+            exact = all(np.array_equal(vector.astype(np.float32), vector) for vector in vectors)
         return pa.array(values, pa.list_(pa.float32() if exact else pa.float64()))
     values = [value.tolist() if isinstance(value, np.ndarray) else value for value in values]
     try:

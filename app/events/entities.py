@@ -25,6 +25,7 @@ from app.events.versions import VersionPlace, stays
 ID_FIELDS = {ITEMS: "item_id", USERS: "user_id"}
 _AT_ONCE = 10_000  # messages that are Python objects at a time
 _PLAIN_NUMBER = 2**63
+_FAR = 1e300
 
 
 def _table(id_field: str) -> pa.Schema:
@@ -117,9 +118,16 @@ def _is_plain(raw: dict[str, Any]) -> bool:
         if kind is int or kind is float:
             if not -_PLAIN_NUMBER < value < _PLAIN_NUMBER:
                 return False
-        elif kind is not list or set(map(type, value)) - {str}:
+        elif kind is not list or not _is_plain_list(value):
             return False
     return True
+
+
+def _is_plain_list(values: list[Any]) -> bool:
+    kinds = set(map(type, values))
+    if kinds == {float}:  # a vector
+        return min(values) > -_FAR and max(values) < _FAR
+    return not kinds - {str}
 
 
 def latest_versions(topic: str, stood: pa.Table, changes: pa.Table) -> pa.Table:

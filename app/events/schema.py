@@ -419,6 +419,8 @@ def _column(name: str, value: object) -> ColumnValue:
             return [_text(name, entry) for entry in value]
         if all(isinstance(entry, int | float) and not isinstance(entry, bool) for entry in value):
             return [float(_finite(name, entry)) for entry in value]
+        kinds = " and ".join(sorted({_kind(entry) for entry in value}))
+        raise EventRejected("type", f"{name}: found a list with {kinds}, wanted a list of text or of numbers", name)
     raise EventRejected(
         "type", f"{name}: found {_kind(value)}, wanted text, number, truth value, list of text or of numbers", name
     )

@@ -1,6 +1,7 @@
 """Rows straight into the lake: the events that Kafka would have brought, each once, wherever the import is killed."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ from app.state import rebuild
 from app.state.history import entries_of
 from app.state.layout import StatePaths, database
 from tests.property.test_state import stored
-from tune.dataset import counted, training_set
+from tune.dataset import counted, item_columns, training_set
 
 CLICKS = by_type(click=1.0)
 SETTINGS = Settings.model_validate(
@@ -215,6 +216,17 @@ def test_items_are_replaced_by_the_imported_version(
     }
     assert found["2"]["offset"] == 3
     assert all(row["available"] and row["topic"] == IMPORTED for row in found.values())
+    vectors = pa.array([[0.1, 0.25], [1.0, math.nan], None, [0.5, 1, 2]], pa.list_(pa.float32()))
+    pq.write_table(pa.table({"id": [1, 2, 4, 5], "picture": vectors}), tmp_path / "items.parquet")
+    report = import_into_lake(source, ITEMS, {"id": "item_id"}, SETTINGS, lake)
+    assert (report["written"], report["refused"], report["reasons"]) == (3, 1, {"range": 1})  # NaN is no number
+    stood = snapshot(lake, ITEMS).read().sort_by("item_id")
+    assert [row for row in stood["columns"].to_pylist() if "picture" in row] == [
+        '{"picture":[0.10000000149011612,0.25]}',
+        '{"picture":[0.5,1.0,2.0]}',
+    ]
+    assert item_columns(stood["columns"].to_pylist()).column("picture").type == pa.list_(pa.float32())
+    found = {row["item_id"]: row for row in stood.to_pylist()}
     nothing = {name: TopicBounds(name, "id", {0: 0}, {0: 0}) for name in TABLES}
     monkeypatch.setattr("app.lake.losses.bounds", lambda *_: nothing)
     monkeypatch.setattr("app.lake.losses.ensure_topics", lambda *_: None)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import orjson
+import pyarrow as pa
 import pytest
 
 from app.api.problems import Problem
@@ -20,6 +21,7 @@ from app.settings import Settings
 from app.state.memory import MemoryState
 from app.state.room import Shortage
 from deployments.bundles import BundleStore
+from deployments.column_kinds import kinds_of
 from deployments.freshness import Follower
 from deployments.gateway import Gateway
 from deployments.impressions import Impressions
@@ -330,6 +332,21 @@ class Counting:
         self.counts["dropped"] = impressions
 
 
+KINDS = kinds_of(
+    pa.table(
+        {
+            "title": ["Old", None],
+            "year": [None, 1999.0],
+            "picture": pa.array([[0.5, 1.0, 0.0], None], pa.list_(pa.float32())),
+            "sizes": [[1, 2], [3]],
+            "tags": [[], ["a"]],
+            "seen": [True, None],
+            "never": pa.nulls(2),
+        }
+    )
+)
+
+
 class Desk:
     """`Writes` over a topic in memory and a state in memory."""
 
@@ -344,7 +361,7 @@ class Desk:
             Positions(applied or Applying(), others),
             self.metrics,  # type: ignore[arg-type]
             {"old": {"title": "Old"}}.get,
-            lambda: {"title": "text", "year": "a number"},
+            lambda: KINDS,
         )
 
 
@@ -395,6 +412,29 @@ async def test_items_are_new_changed_withdrawn_or_unknown() -> None:
     }
     with pytest.raises(NotFound):
         await writes.delete_item("none")
+
+
+async def test_a_vector_of_another_size_is_refused_with_both_sizes() -> None:
+    assert KINDS == {
+        "title": "text",
+        "year": "a number",
+        "picture": "a list of 3 numbers",
+        "sizes": "a list of numbers",
+        "tags": "a list of text",
+        "seen": "a truth value",
+    }
+    desk = Desk()
+    fits: list[dict[str, Any]] = [{"picture": [1, 0.5, 0]}, {"picture": None}, {"picture": []}, {"sizes": [1, 2, 3]}]
+    refused: dict[str, dict[str, Any]] = {
+        "picture: found a list of 2 numbers, wanted a list of 3 numbers as in the catalogue": {"picture": [1, 2]},
+        "picture: found a list of text, wanted a list of 3 numbers as in the catalogue": {"picture": ["a", "b", "c"]},
+        "picture: found a list with a number and null, wanted a list of text or of numbers": {"picture": [1, None, 2]},
+        "picture: found nan, wanted a finite number": {"picture": [1.0, float("nan"), 2.0]},
+        "sizes: found text, wanted a list of numbers as in the catalogue": {"sizes": "12"},
+    }
+    told = await desk.writes.post_items([{"item_id": "x", **one} for one in (*fits, *refused.values())])
+    assert told["accepted"] == len(fits)
+    assert [one["message"] for one in told["rejected"]] == list(refused)
 
 
 async def test_a_withdrawal_that_is_not_applied_everywhere_says_who_is_late(monkeypatch: pytest.MonkeyPatch) -> None:

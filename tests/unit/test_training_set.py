@@ -163,6 +163,23 @@ def test_item_columns_keep_their_kinds() -> None:
     assert table.column("ok").to_pylist() == [True, None, None]
 
 
+def test_columns_of_vectors_take_no_more_than_they_need() -> None:
+    rows: list[dict[str, Any]] = [
+        {"p": [0.5, 1.0], "q": [0.1, 1.0], "r": [1e300, 0.0]},
+        {"p": [0.25], "q": [], "r": None},
+        {"p": None},
+    ]
+    table = item_columns([json.dumps(row) for row in rows])
+    assert [str(table.schema.field(name).type.value_type) for name in "pqr"] == ["float", "double", "double"]
+    assert table.to_pylist() == [dict.fromkeys("pqr") | row for row in rows]
+    assert item_columns(['{"p": [0.5]}', '{"p": "text"}']).column("p").to_pylist() == ["[0.5]", '"text"']
+    hashes = set()
+    for vector in ([1.0, 0.0], [0.0, 1.0], [0.0, 1.0, 0.0]):
+        items = ITEMS.set_column(2, "columns", [[json.dumps({"picture": vector})] * len(ITEMS)])
+        hashes.add(made(("u", None, "a", "rating", 1, 0, 0), items=items).data_hash)
+    assert len(hashes) == 3
+
+
 @pytest.mark.parametrize("ttl_days", [None, 0.5, 3.0])
 def test_a_case_sees_the_history_that_serving_would_have_shown_at_its_time(ttl_days: float | None) -> None:
     draw = random.Random(3)

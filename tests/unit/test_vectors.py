@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.bundles.build import Lineage, write_bundle
+from app.bundles.load import load_bundle
 from app.errors import MantaError
 from app.features.items import ItemFeatures
 from app.features.statistics import ItemStatistics
@@ -152,3 +155,25 @@ def test_the_feature_is_the_similarity_of_candidate_and_history() -> None:
     wanted = [mean @ [0.6, 0.8], 0, 0, 0]
     assert table[:, names.index("vector_recent:picture")] == pytest.approx(wanted)
     assert table[:, names.index("vector_last:picture")] == pytest.approx([0.8, 0, 0, 0])
+
+
+def test_a_bundle_keeps_its_vectors(made: TinyBundle, tmp_path: Path) -> None:
+    folder = write_bundle(
+        tmp_path,
+        bundle_id="b",
+        catalogue=made.catalogue,
+        models={name: made.models[name] for name, _ in MIX},
+        mix=MIX,
+        candidates=50,
+        ranker=made.ranker,
+        spec=made.spec,
+        statistics=made.statistics,
+        popular=made.popular,
+        lineage=Lineage(),
+    )
+    loaded = load_bundle(folder)
+    assert loaded.spec == made.spec
+    assert loaded.catalogue.columns.schema.field("picture").type == pa.list_(pa.float32())
+    assert np.array_equal(loaded.items.vectors[0], made.items.vectors[0])
+    asked = Histories.of_lists([[1, 13], []], as_of=DAY_MS)
+    assert np.array_equal(loaded.models["vector"].score(asked), made.models["vector"].score(asked))

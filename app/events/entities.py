@@ -126,7 +126,7 @@ def _is_plain(raw: dict[str, Any]) -> bool:
 def _is_plain_list(values: list[Any]) -> bool:
     kinds = set(map(type, values))
     if kinds == {float}:  # a vector
-        return min(values) > -_FAR and max(values) < _FAR
+        return bool(min(values) > -_FAR and max(values) < _FAR)
     return not kinds - {str}
 
 

@@ -172,6 +172,18 @@ def test_the_command_writes_what_the_contract_names(
         assert ended.value.code == 2
 
 
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float64(), 2)])
+def test_items_that_no_row_names_are_found_by_their_vectors(tmp_path: Path, kind: pa.DataType) -> None:
+    pictures = [[1, 0], [0, 1], [0.9, 0.1], [0.1, 0.9], None]
+    items = {"item_id": ["a", "b", "like a", "like b", "none"], "picture": pa.array(pictures, kind)}
+    train = {"user_id": ["u", "v"], "item_id": ["a", "b"]}
+    path = folder(tmp_path, train=train, items=items, test={"user_id": ["u", "v"], "item_id": ["like a", "like b"]})
+    found = evaluate(path, "vector", "top-n", params={"column": "picture"})
+    assert found["metrics"]["mrr_at_5"] == 1.0
+    with pytest.raises(MantaError, match="column 'item': found no such column"):
+        evaluate(path, "vector", "top-n", params={"column": "item"})
+
+
 def test_rows_weigh_as_events_by_the_settings(tmp_path: Path) -> None:
     train = {
         "user_id": ["u", "u", "u", "u", "v", "v", "v"],

@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from app.errors import MantaError
+from tune.head import Head
 from tune.losses import Losses
 from tune.trial import Report
 from tune.worker import Trial
@@ -75,6 +76,7 @@ class Pool:
         self._asked: dict[Any, _Worker] = {}
         self._hired = self._stillborn = 0
         self._looked, self._room = 0.0, Shape(0.0, 0.0)
+        self._head = Head()
         self._paid = 0.0
         self.losses = Losses()
 
@@ -92,6 +94,9 @@ class Pool:
         self.losses.begin()
         try:
             while True:
+                if not self._head.look(self._sweep):
+                    time.sleep(LOOK_S / 4)
+                    continue
                 self._hire(work)
                 self._hand_out(work)
                 if not any(worker.job for worker in self._workers) and not any(work.waiting().values()):
@@ -100,7 +105,8 @@ class Pool:
                     return False
                 self._hear(work)
         except RayError as error:
-            raise MantaError(f"sweep {self._sweep}: Ray is gone ({_first_line(error)})") from error
+            again = f"`--resume {self._sweep}` goes on from there"
+            raise MantaError(f"sweep {self._sweep}: Ray failed ({_first_line(error)}); {again}") from error
         finally:
             self.losses.end()
             for worker in list(self._workers):
@@ -147,10 +153,8 @@ class Pool:
         self._workers.remove(worker)
         self._asked = {asked: held for asked, held in self._asked.items() if held is not worker}
         self.losses.left(worker)
-        try:
+        if self._head.answers:
             ray.kill(worker.actor)
-        except (RayError, ValueError, AttributeError):  # it is gone, or Ray is
-            return
 
     def _cost_of(self, worker: _Worker) -> float:
         rate = worker.shape.cpus * self._prices[0] + worker.shape.gpus * self._prices[1]

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from tune.journal import TrialRecord, best_by_family, ranked
+from tune.report_page import page
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class SweepReport:
 
     Attributes:
         id: name under `$MANTA_HOME/sweeps/`.
-        folder: its folder; `leaderboard.{txt,json,png}` lie there.
+        folder: its folder; `report.html` and `leaderboard.{txt,json,png}` lie there.
         best: the best trial of each family, best family first.
         seconds: wall time by step (`data`, `trials`, `package`).
         bundle: the bundle it registered; None: it was asked not to.
@@ -89,10 +90,13 @@ class SweepReport:
 
 
 def write_report(report: SweepReport) -> None:
-    """Writes `leaderboard.json`, `leaderboard.txt` and `leaderboard.png` into the sweep's folder."""
-    (report.folder / "leaderboard.json").write_text(json.dumps(report.as_json(), indent=1) + "\n")
+    """Writes `report.html`, `leaderboard.txt`, `leaderboard.png` and at last `leaderboard.json` into the folder."""
+    (report.folder / "report.html").write_text(page(report))
     (report.folder / "leaderboard.txt").write_text(as_text(leaderboard(report.trials, report.metric)))
     plot(report, report.folder / "leaderboard.png")
+    beside = report.folder / "leaderboard.json.tmp"
+    beside.write_text(json.dumps(report.as_json(), indent=1) + "\n")
+    beside.rename(report.folder / "leaderboard.json")
 
 
 def leaderboard(trials: Sequence[TrialRecord], metric: str, limit: int | None = None) -> Table:

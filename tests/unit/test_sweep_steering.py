@@ -77,10 +77,51 @@ def test_rungs_are_grace_times_powers_of_the_reduction() -> None:
     assert [done for done in range(1, 20) if done in Rungs(1, 2.5)] == [1, 3, 7, 16]
 
 
-def test_the_report_is_table_json_and_plot(tmp_path: Path) -> None:
-    trials = [record("ials-000", 0.1, passes=[(1, 0.05), (3, 0.1)]), record("ease-000", None, "failed", error="no")]
-    report = SweepReport("s-1", tmp_path, "ndcg_at_10", 0, "x", "h", trials, {}, {"data": 1.0}, "b-1", {}, True)
+def test_the_report_is_page_table_json_and_plot(tmp_path: Path) -> None:
+    params = [{"l2": 1.0, "kind": "a"}, {"l2": 50.0, "kind": "b<i>"}]
+    more = {"passes": [(1, 0.05), (3, 0.1)], "metrics": {"ndcg_at_10": 0.1}, "latency_ms": 0.4, "bytes": 2_000_000}
+    trials = [record(f"ials-00{n}", 0.1 + n / 10, **more) for n in range(2)]
+    for trial, own in zip(trials, params, strict=True):
+        trial.params = own
+    trials.append(record("ease-000", None, "failed", error="no <room>"))
+    losses = {"workers": 2, "wall_s": 10.0, "fit_s": 15.0, "start_s": 4.0, "idle_s": 1.0}
+    segments = [{"segment": "is", "number": 0, "events": 900, "best": "ials-000", "value": 0.4, "cases": 9, "bytes": 7}]
+    report = SweepReport(
+        "s-1",
+        tmp_path,
+        "ndcg_at_10",
+        0,
+        "x",
+        "h",
+        trials,
+        {"ials": trials[1]},
+        {"data": 1.0},
+        "b-1",
+        {"metric": "ndcg_at_10", "ablation": {"sources merged": 0.2}},
+        True,
+        losses,
+        segments,
+    )
     write_report(report)
     assert "ials-000" in (tmp_path / "leaderboard.txt").read_text()
     assert '"bundle": "b-1"' in (tmp_path / "leaderboard.json").read_text()
     assert (tmp_path / "leaderboard.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "report.html").read_text()
+    for heading in (
+        "Leaderboard",
+        "Learning curves",
+        "Parameters and outcome",
+        "Quality against latency and size",
+        "Segments",
+        "Stages of the bundle",
+        "Where the time went",
+    ):
+        assert f"<h2>{heading}" in page
+    assert page.count("<svg") == 3
+    assert "no &lt;room&gt;" in page
+    assert "<i>" not in page
+    assert "<room>" not in page
+    assert "Order mattered" in page
+    assert '<td>lost: workers starting</td><td class="n">4</td><td>20.0%</td>' in page
+    for outside in ("<script", "src=", 'rel="stylesheet"', "@import"):
+        assert outside not in page

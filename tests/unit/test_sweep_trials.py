@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from app.models.ials import Ials
 from app.models.interactions import Catalogue, Histories, Interactions
 from app.models.popularity import Popularity
 from app.settings import Settings
+from tune.head import PATIENCE_S, Head
 from tune.journal import Journal
 from tune.objective import Objective
 from tune.pool import Shape
@@ -224,3 +226,17 @@ def test_a_population_moves_towards_what_is_good() -> None:
 )
 def test_the_report_says_whether_order_mattered(change: dict[str, Any], wanted: bool) -> None:
     assert order_matters(sweep(**change)) == wanted
+
+
+def test_a_head_that_is_gone_is_said_before_ray_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("tune.head.time.monotonic", lambda: now[0])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        head = Head(f"127.0.0.1:{server.getsockname()[1]}")
+        now[0] += 60
+        assert head.look("s-1")
+    now[0] += 2
+    assert not head.look("s-1")
+    now[0] += PATIENCE_S + 1
+    with pytest.raises(MantaError, match=r"Ray's head at 127.0.0.1:\d+ is gone; .*`--resume s-1` goes on"):
+        head.look("s-1")

@@ -7,7 +7,7 @@ from confluent_kafka import Message
 
 Record = tuple[bytes, bytes | None]
 
-_HELD_S = 0.1
+_HELD_S = 1.0
 
 
 class Parcel(Protocol):
@@ -29,7 +29,7 @@ class Gathering:
 
     An idempotent producer of librdkafka has one request a partition on its way, and while messages wait behind it
     longer than `linger.ms`, its thread polls without a pause: nearly half of what a busy gateway computed. What is
-    gathered here waits for nothing where the broker is idle, and about one round trip where it is not; at most 0.1 s,
+    gathered here waits for nothing where the broker is idle, and about one round trip where it is not; at most 1 s,
     so that one partition whose leader is gone does not hold up the others.
 
     Not thread-safe: the producer's lock is held by whoever calls.

@@ -209,14 +209,23 @@ class EventProducer:
     def _hand_over(self, topic: str, parcels: Sequence[Parcel]) -> None:
         if parcels and self._fatal:
             self._renew()
+        # One call: what librdkafka takes singly leaves in several requests, of which the later ones wait.
+        messages: list[dict[str, Any]] = [
+            {"key": key, "value": value, "callback": parcel.acknowledge}
+            for parcel in parcels
+            for key, value in parcel.records
+        ]
+        if not messages or self._producer.produce_batch(topic, messages) == len(messages):
+            return
+        place = 0
         for parcel in parcels:
-            messages: list[dict[str, Any]] = [{"key": key, "value": value} for key, value in parcel.records]
-            taken = self._producer.produce_batch(topic, messages, on_delivery=parcel.acknowledge)
-            if taken < len(messages):
-                (error, *_) = (message["_error"] for message in messages if "_error" in message)
-                full = error.code() == KafkaError._QUEUE_FULL
-                why = " cannot keep up: the send buffer is full" if full else f": {error.str()}"
-                parcel.cut(len(messages) - taken, f"Kafka at {self._address}{why}")
+            own = messages[place : place + len(parcel.records)]
+            place += len(own)
+            errors = [message["_error"] for message in own if "_error" in message]
+            if errors:
+                full = errors[0].code() == KafkaError._QUEUE_FULL
+                why = " cannot keep up: the send buffer is full" if full else f": {errors[0].str()}"
+                parcel.cut(len(errors), f"Kafka at {self._address}{why}")
 
     def _offer(self, topic: str, key: bytes, value: bytes | None, done: Callable[[Any, Message], None]) -> bool:
         """Hands a message to librdkafka; False: its buffer is full."""

@@ -62,9 +62,7 @@ class VectorSource:
 
     def score_into(self, histories: Histories, out: NDArray[np.float32]) -> None:
         queries = np.ascontiguousarray(self.model.encode(histories), np.float32)
-        scores = self.index.scores(queries, out)
-        if scores is not out:
-            out[:] = scores
+        out[:] = self.index.scores(queries)
         out[~queries.any(axis=1)] = -np.inf  # nothing is known of this history
 
 

@@ -187,3 +187,16 @@ def test_masks_follow_the_catalogue() -> None:
         filters.mask({"colour": {"eq": "x"}})
     with pytest.raises(RequestInvalid, match=r"filters\.n\.gte"):
         filters.mask({"n": {"gte": None}})
+
+
+@pytest.mark.parametrize("rows", [1, 17, 291, 8369])
+@pytest.mark.parametrize("width", [3, 48, 64, 384])
+def test_a_query_scores_the_same_to_the_bit_alone_and_in_a_batch_of_any_size(rows: int, width: int) -> None:
+    rng = np.random.default_rng(rows + width)
+    index = VectorIndex(rng.standard_normal((rows, width)).astype(np.float32))
+    queries = rng.standard_normal((40, width)).astype(np.float32)
+    whole = index.scores(queries)
+    np.testing.assert_allclose(whole, queries.astype(float) @ index.vectors.astype(float).T, atol=1e-3)
+    for count in (1, 2, 3, 5, 8, 9, 33):
+        np.testing.assert_array_equal(index.scores(queries[:count]), whole[:count])
+    np.testing.assert_array_equal(index.scores(queries[7:8]), whole[7:8])

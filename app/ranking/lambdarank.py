@@ -19,21 +19,23 @@ from app.ranking.examples import NEXT, Examples
 from app.ranking.held_out import calibrated, report_of, split
 from app.ranking.ranker import TrainingReport, checked, plain_score
 
+STOP_AT = 100  # places that the ndcg looks at which stops it: of ten places, few cases say too little
+
 
 class LambdaParams(BaseModel):
     """Shape and training of the trees."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    trees: int = Field(100, ge=1, le=5000, description="At most, for each objective: a request pays for every one.")
-    leaves: int = Field(15, ge=2, le=1024, description="Leaves of a tree.")
-    learning_rate: float = Field(0.08, gt=0, le=1, description="What a tree counts.")
+    trees: int = Field(150, ge=1, le=5000, description="At most, for each objective: a request pays for every one.")
+    leaves: int = Field(7, ge=2, le=1024, description="Leaves of a tree.")
+    learning_rate: float = Field(0.04, gt=0, le=1, description="What a tree counts.")
     least_rows: int = Field(100, ge=1, description="Rows that a leaf must hold.")
     l2: float = Field(1.0, ge=0, description="Ridge on the leaves' values.")
     feature_share: float = Field(0.7, gt=0, le=1, description="Of the features, drawn anew for each tree.")
     truncation: int = Field(10, ge=1, description="Pairs count where one of both stands in the first so many places.")
     candidates: int = Field(64, ge=2, description="Candidates of a case that are learned from, drawn once.")
-    patience: int = Field(20, ge=1, description="Trees without a better held-out ndcg_at_10 before it stops.")
+    patience: int = Field(40, ge=1, description="Trees without a better held-out ndcg before it stops.")
     held_out: float = Field(0.15, gt=0, lt=0.9, description="Newest share of the cases, for stopping and calibration.")
     positions: int = Field(
         20, ge=0, le=500, description="Positions of shown rows that are told apart; 0: the bias is not learned."
@@ -95,7 +97,7 @@ class LambdaRanker:
         return report_of(losses, int(np.argmin(losses)), scores, held, errors, len(train) + len(held))
 
     def _trees(self, train: Examples, held: Examples, objective: int, seed: int) -> tuple[Any, list[float]]:
-        """The trees of one objective, and 1 - ndcg_at_10 of the held-out cases after each."""
+        """The trees of one objective, and 1 - ndcg at STOP_AT of the held-out cases after each."""
         import lightgbm
 
         p = self.params
@@ -108,7 +110,7 @@ class LambdaRanker:
             "feature_fraction": p.feature_share,
             "lambdarank_truncation_level": p.truncation,
             "metric": "ndcg",
-            "eval_at": [10],
+            "eval_at": [STOP_AT],
             "seed": seed,
             "deterministic": True,
             "force_row_wise": True,
@@ -123,7 +125,7 @@ class LambdaRanker:
         ]
         validation = self._data(lightgbm, held, objective, learned)
         booster = lightgbm.train(settings, learned, p.trees, valid_sets=[validation], callbacks=callbacks)
-        losses = [1.0 - value for value in history["valid_0"]["ndcg@10"]]
+        losses = [1.0 - value for value in history["valid_0"][f"ndcg@{STOP_AT}"]]
         kept = booster.model_to_string(num_iteration=int(np.argmin(losses)) + 1)
         return lightgbm.Booster(model_str=kept), losses
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ from deployments.shard_loops import ShardLoops
 from deployments.shard_map import Condition, ShardMap
 from deployments.stats_writer import STATS_PREFIX, StatsWriter
 
+_NICE = 5  # answers come first; then what the next ones know
 _LOOK_S = 1.0
 _ANSWER_S = 2.0
 _WORK_S = 90.0
@@ -45,6 +47,8 @@ class StateWriter(NodeWriter):
     """One node's writer of the state (`app.state.writer`), and the watch over what retention leaves it."""
 
     def __init__(self, settings: Settings, home: str) -> None:
+        if settings.state.placement == "node":  # sharded, it answers the requests of other nodes
+            os.nice(_NICE)
         pyarrow.set_cpu_count(1)  # what the actor has reserved
         loop = StateWriterLoop(settings, Path(home))
         self._settings, self._home = settings, Path(home)

@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -14,6 +15,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from app.errors import BrokerUnavailable
 from app.events.connection import QuietLogger, bootstrap_servers, client_config, turned_away
 from app.events.gathering import Gathering, Parcel, Record
+from app.events.parcels import Batch, Bulk, Single
 from app.settings import KafkaSettings
 
 _POLL_S = 0.05
@@ -97,7 +99,7 @@ class EventProducer:
             return {}
         loop = asyncio.get_running_loop()
         self._reserve(len(messages))
-        batch = _Batch(self, topic, messages, loop)
+        batch = Batch(messages, loop, self._failure, partial(self._settled, topic))
         self._gather(topic, batch)
         self._tick_in(loop)
         return await batch.future
@@ -110,7 +112,7 @@ class EventProducer:
             self.dropped += full
         if full:
             return False
-        self._gather(topic, _Optional(self, topic, (key, value)))
+        self._gather(topic, Single((key, value), partial(self._single_settled, topic)))
         with suppress(RuntimeError):  # no loop runs here: the thread polls
             self._tick_in(asyncio.get_running_loop())
         return True
@@ -132,7 +134,7 @@ class EventProducer:
             BrokerUnavailable: a delivery failed or timed out.
         """
         self._refusal = ""
-        bulk = _Bulk(self._address, lambda: self._refusal)
+        bulk = Bulk(self._address, lambda: self._refusal)
         sent = 0
         for key, value in messages:
             while sent - bulk.done >= self._max_in_flight or not self._offer(topic, key, value, bulk.acknowledge):
@@ -207,6 +209,7 @@ class EventProducer:
             self._hand_over(topic, ready)
 
     def _hand_over(self, topic: str, parcels: Sequence[Parcel]) -> None:
+        """Gives them to librdkafka; what it refuses is cut from its parcel."""
         if parcels and self._fatal:
             self._renew()
         # One call: what librdkafka takes singly leaves in several requests, of which the later ones wait.
@@ -215,7 +218,12 @@ class EventProducer:
             for parcel in parcels
             for key, value in parcel.records
         ]
-        if not messages or self._producer.produce_batch(topic, messages) == len(messages):
+        try:
+            if not messages or self._producer.produce_batch(topic, messages) == len(messages):
+                return
+        except (KafkaException, BufferError) as error:
+            for parcel in parcels:
+                parcel.cut(len(parcel.records), f"Kafka at {self._address}: {error}")
             return
         place = 0
         for parcel in parcels:
@@ -263,7 +271,7 @@ class EventProducer:
                 )
             self.in_flight += count
 
-    def settled(self, topic: str, count: int, *, acknowledged: bool) -> None:
+    def _settled(self, topic: str, count: int, acknowledged: bool) -> None:
         """The messages of a `send` wait no longer; `acknowledged`: the broker took some of them."""
         if acknowledged:
             self._refusal = ""
@@ -272,7 +280,7 @@ class EventProducer:
             ready = self._gatherings[topic].acknowledged(time.monotonic())
         self._hand_over(topic, ready)
 
-    def optional_settled(self, topic: str, *, acknowledged: bool) -> None:
+    def _single_settled(self, topic: str, acknowledged: bool) -> None:
         """A message of `try_send` waits no longer."""
         if acknowledged:
             self._refusal = ""
@@ -282,95 +290,7 @@ class EventProducer:
             ready = self._gatherings[topic].acknowledged(time.monotonic())
         self._hand_over(topic, ready)
 
-    def failure(self, error: KafkaError) -> str:
+    def _failure(self, error: KafkaError) -> str:
         """A failed delivery, counted, in words."""
         self.failed += 1
         return f"Kafka at {self._address}: {error.str()}{self._refusal}"
-
-
-class _Optional:
-    """One message that nobody waits for."""
-
-    __slots__ = ("_owner", "_topic", "records")
-
-    def __init__(self, owner: EventProducer, topic: str, record: Record) -> None:
-        self.records = (record,)
-        self._owner, self._topic = owner, topic
-
-    def acknowledge(self, error: KafkaError | None, _message: Message) -> None:
-        """It has been delivered or has failed."""
-        self._owner.optional_settled(self._topic, acknowledged=error is None)
-
-    def cut(self, _count: int, _reason: str) -> None:
-        """It could not be handed over."""
-        self._owner.optional_settled(self._topic, acknowledged=False)
-
-
-class _Batch:
-    """The messages of one `send` and the future that waits for them."""
-
-    __slots__ = ("_highest", "_lock", "_loop", "_owner", "_topic", "_waiting", "future", "records")
-
-    def __init__(
-        self, owner: EventProducer, topic: str, records: Sequence[Record], loop: asyncio.AbstractEventLoop
-    ) -> None:
-        self.records = records
-        self.future: asyncio.Future[dict[int, int]] = loop.create_future()
-        self._owner, self._topic, self._loop = owner, topic, loop
-        self._highest: dict[int, int] = {}
-        self._waiting = len(records)
-        self._lock = threading.Lock()
-
-    def acknowledge(self, error: KafkaError | None, message: Message) -> None:
-        """One has been delivered or has failed; runs in whatever thread polls."""
-        if error is None:
-            partition, offset = message.partition(), message.offset()
-            if offset > self._highest.get(partition, -1):
-                self._highest[partition] = offset
-        else:
-            self._call(self._fail, self._owner.failure(error))
-        self._settle(1)
-
-    def cut(self, count: int, reason: str) -> None:
-        """So many messages could not be handed over: the caller hears it now."""
-        self._call(self._fail, reason)
-        self._settle(count)
-
-    def _settle(self, count: int) -> None:
-        with self._lock:
-            self._waiting -= count
-            done = self._waiting == 0
-        if done:
-            self._call(self._succeed)
-            self._owner.settled(self._topic, len(self.records), acknowledged=bool(self._highest))
-
-    def _succeed(self) -> None:
-        if not self.future.done():
-            self.future.set_result(self._highest)
-
-    def _fail(self, reason: str) -> None:
-        if not self.future.done():
-            self.future.set_exception(BrokerUnavailable(reason))
-
-    def _call(self, action: Callable[..., object], *arguments: object) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(action, *arguments)
-
-
-class _Bulk:
-    """The count of one `send_blocking`; a broker that turns us away ends it at once."""
-
-    def __init__(self, address: str, refusal: Callable[[], str]) -> None:
-        self._address, self._refusal = address, refusal
-        self.done = 0
-        self.failure: str | None = None
-
-    def acknowledge(self, error: KafkaError | None, _message: Message) -> None:
-        if error is not None:
-            self.failure = error.str()
-        self.done += 1
-
-    def raise_failure(self) -> None:
-        refusal = self._refusal()
-        if self.failure is not None or refusal:
-            raise BrokerUnavailable(f"Kafka at {self._address}: {self.failure or 'sending has stopped'}{refusal}")

@@ -131,6 +131,29 @@ async def test_a_broker_that_stands_still_gives_503_at_once_and_never_a_202_for_
     assert acknowledged <= keys(broker)
 
 
+async def test_what_waits_behind_a_slow_broker_costs_nothing(broker: GuardedKafka, folder: Path) -> None:
+    producer = EventProducer(KafkaSettings(bootstrap_servers=broker.plain, delivery_timeout_s=20))
+    records = [(b"slow", b"{}")] * 100
+    await producer.send(EVENTS, records)
+    pid = apache_kafka.alive(folder / "kafka")
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        sent = [asyncio.create_task(producer.send(EVENTS, records))]
+        await asyncio.sleep(0.1)
+        used = time.process_time()
+        sent += [asyncio.create_task(producer.send(EVENTS, records)) for _ in range(10)]
+        await asyncio.sleep(0.6)
+        used = time.process_time() - used
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    offsets = [found[0] for found in await asyncio.gather(*sent)]
+    assert offsets == sorted(set(offsets))
+    assert producer.in_flight == 0
+    producer.close()
+    assert used < 0.2, f"{used:.2f} s of computing in 0.6 s of waiting"
+
+
 def keys(broker: GuardedKafka) -> set[str]:
     """The keys of all messages that stand in `events`."""
     settings = KafkaSettings(bootstrap_servers=broker.plain)

@@ -168,7 +168,7 @@ def trees_on_next_events() -> LambdaRanker:
     sources = {name: source_of(make_model(name).fit(data.first(200), items)) for name, _ in MIX}
     spec = make_spec(items, [name for name, _ in MIX])
     cases = np.arange(200, len(data))
-    ranker = LambdaRanker(feature_names(spec), LambdaParams(trees=5, leaves=4, least_rows=10))
+    ranker = LambdaRanker(feature_names(spec), LambdaParams(trees=5, leaves=6, least_rows=5, learning_rate=0.3))
     ranker.fit(
         training_examples(
             partial(retrieve, sources),
@@ -192,7 +192,7 @@ def test_a_bundle_of_trees_answers_as_they_score(tmp_path: Path) -> None:
     assert loaded.ranker.kind == "lightgbm"
     world = World(loaded, seen_of=Sample(1.0))  # type: ignore[arg-type]
     world.click("u", "i0", "i4")
-    answer = world.answer(user_id="u", k=10)
+    answer = world.answer(user_id="u", k=30)
     assert answer.seen is not None
     np.testing.assert_array_equal([item.score for item in answer.items], ranker.score(answer.seen.values))
     assert 0 < answer.items[-1].score < answer.items[0].score < 1

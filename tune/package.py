@@ -4,7 +4,7 @@ import secrets
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -256,8 +256,7 @@ def _judge_bundle(
     """A bundle on events whose rows are another catalogue's: items that it does not know are rows beyond its own."""
     known = bundle.catalogue.row_of
     places = np.array([known.get(item, len(known)) for item in data.catalogue.item_ids], np.int32)
-    whole = data.interactions
-    translated = replace(whole, items=places[whole.items], n_items=len(known) + 1)
+    translated = data.interactions.translated(places, len(known) + 1)
     chain = Chain(bundle.mix, bundle.manifest.candidates, bundle.ranker, bundle.spec)
     items = bundle.items.copy()
     items.put(len(known), {})

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from app.errors import MantaError
 from app.models.interactions import Catalogue, Interactions
+from app.models.unsettled import Unsettled
 from tune.trial import SharedData
 
 
@@ -71,6 +72,7 @@ class SegmentedData:
             len(users),
             len(items),
             whole.ttl_ms,
+            unsettled=self._unsettled(places, items),
         )
         ids = [self.catalogue.item_ids[row] for row in items.tolist()]
         n_fit = int(np.searchsorted(places, self.n_fit))
@@ -79,6 +81,17 @@ class SegmentedData:
             cases = np.sort(np.random.default_rng(self.seed).choice(cases, self.most_cases, replace=False))
         columns = self.catalogue.columns.take(items) if self.catalogue.columns.num_columns else None
         return SharedData(events, Catalogue.of(ids, columns), n_fit, cases, self.history_limit)
+
+    def _unsettled(self, places: NDArray[np.int64], items: NDArray[np.int32]) -> Unsettled | None:
+        """What weighed something else before the events at these places came, in the segment's own rows."""
+        whole = self.interactions
+        if whole.unsettled is None:
+            return None
+        mine = np.zeros(len(whole), np.bool_)
+        mine[places] = True
+        rows = np.full(whole.n_items, -1, np.int32)
+        rows[items] = np.arange(len(items))
+        return whole.unsettled.some(mine).relabelled(rows)
 
 
 def by_mark(marks: pa.Array, n_fit: int, least_events: int, wanted: Sequence[str] = ()) -> Segments:

@@ -166,6 +166,11 @@ class Interactions:
             unsettled=unsettled if unsettled is not None and len(unsettled.by) else None,
         )
 
+    def translated(self, rows: NDArray[np.int32], n_items: int) -> "Interactions":
+        """The same events in the rows of another catalogue: int32 (n_items of this one,), each >= 0."""
+        unsettled = None if self.unsettled is None else self.unsettled.relabelled(rows)
+        return replace(self, items=rows[self.items], n_items=n_items, unsettled=unsettled)
+
     def histories(self) -> Histories:
         """One history per user (n_users of them), as of the end."""
         whole, order = self._by_user()

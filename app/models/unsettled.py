@@ -59,6 +59,14 @@ class Unsettled:
         at = np.where(self.at[mine] < 0, -1, position[self.at[mine]])
         return Unsettled(position[self.by[mine]], at, self.items[mine], self.weights[mine], self.times[mine])
 
+    def relabelled(self, rows: NDArray[np.int32]) -> "Unsettled | None":
+        """With other catalogue rows: int32 (n_items,), the new row of each, below 0: not there any more."""
+        there = rows[self.items] >= 0
+        if not there.any():
+            return None
+        items = rows[self.items[there]]
+        return Unsettled(self.by[there], self.at[there], items, self.weights[there], self.times[there])
+
     def undone(self, weights: NDArray[np.float32], kept: NDArray[np.bool_]) -> NDArray[np.float32]:
         """The weights of all interactions where only some of them (bool mask) have happened.
 

@@ -212,6 +212,10 @@ def test_a_case_has_the_weights_that_were_known_before_its_event(
         assert list(zip(given, seen.weights[part].tolist(), strict=True)) == shown(
             state, "user", event.user_id or "", weights
         )
+    turned = np.arange(whole.n_items, dtype=np.int32)[::-1] + 5  # rows of another catalogue
+    there = whole.translated(turned, whole.n_items + 5).histories_before(np.arange(len(whole)))
+    assert there.items.tolist() == turned[seen.items].tolist()
+    assert there.weights.tolist() == seen.weights.tolist()
     cut = len(whole) // 2
     early = whole.first(cut)
     kept = early.histories_before(np.arange(cut))

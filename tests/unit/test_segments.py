@@ -1,6 +1,7 @@
 """Sweeps by segment, without Ray: which events are of which segment, jobs of many models, what is done again."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from app.errors import MantaError
 from app.models.interactions import Catalogue, Interactions
+from app.models.unsettled import Unsettled
 from app.settings import Settings
 from tune.dataset import EVENT_COLUMNS, training_set, user_marks
 from tune.journal import Journal
@@ -48,6 +50,24 @@ def test_events_are_of_the_segments_of_their_items() -> None:
         by_item(whole, catalogue, "genre", 5, 1)
     with pytest.raises(MantaError, match="found 3 values, none with 4 events to fit on"):
         by_item(whole, catalogue, "genres", 5, 4)
+
+
+def test_a_segment_knows_what_weighed_something_else_before_its_events_came() -> None:
+    whole = events([3, 5, 3, 7, 3, 5, 5, 3], [8, 2, 8, 2, 4, 8, 6, 2])
+    before = Unsettled(
+        np.array([4, 5, 6, 7]),  # of the first the entry is in the segment, of the second nowhere by now
+        np.array([2, -1, 5, 3]),
+        np.array([8, 6, 8, 2], np.int32),
+        np.full(4, 0.5, np.float32),
+        np.arange(4),
+    )
+    segments = by_mark(pa.array(["x", "y", "x", None, "x", "x", "y", "x"]), 5, 1)
+    catalogue = Catalogue.of([f"i{row}" for row in range(9)])
+    cut = SegmentedData(replace(whole, unsettled=before), catalogue, segments, 5, 10, 50, 0).cut(0).interactions
+    assert cut.unsettled is not None
+    assert (cut.unsettled.by.tolist(), cut.unsettled.at.tolist(), cut.unsettled.items.tolist()) == ([2], [1], [2])
+    history = cut.histories_before(np.array([2]))
+    assert (history.items.tolist(), history.weights.tolist()) == ([2, 2], [1.0, 0.5])
 
 
 def test_marks_make_segments_and_a_segment_is_a_small_data_set_of_its_own() -> None:

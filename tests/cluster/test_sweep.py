@@ -37,7 +37,8 @@ SWEEP = {
     "cpus": 0.5,
     "families": {
         "ials": {"samples": 8, "space": {"n_factors": [4, 8], "l2": {"loguniform": [0.1, 10]}}},
-        "popularity": {"samples": 6},
+        "popularity": {"samples": 5},
+        "vector": {"samples": 1},
         "content": {"samples": 1},
         "ease": {"samples": 2, "space": {"memory_limit_bytes": [1]}},
     },
@@ -49,6 +50,7 @@ N_ITEMS, N_USERS, N_EVENTS = 60, 50, 2400
 def system(short_home: Path) -> Iterator[tuple[Settings, Path, Path]]:
     """(settings, home, sweep file) of a home with a lake and a running Ray."""
     learn = {"session_gap_s": 7200.0, "extra_features": ["session", "session_content", "session_idle"]}
+    learn["event_weights"] = {"rating": {"log1p": True, "cap_s": 5000}, "click": 1}
     settings = Settings.model_validate(
         {"ray": {"num_cpus": 2}, "surfaces": {"home": {"candidates": 40}}, "learn": learn}
     )
@@ -58,6 +60,11 @@ def system(short_home: Path) -> Iterator[tuple[Settings, Path, Path]]:
     fill_lake(settings, short_home)
     with attach(settings, short_home, needs_broker=False, ends=True, say=print) as attached:
         yield attached.settings, short_home, file
+
+
+def look_of(row: int) -> list[float]:
+    """A vector of the item's genre."""
+    return [float(row % 3 == place) + 0.01 * (row % 7) for place in range(3)]
 
 
 def fill_lake(settings: Settings, home: Path) -> None:
@@ -74,7 +81,9 @@ def fill_lake(settings: Settings, home: Path) -> None:
         {
             "item_id": f"i{row}",
             "available": row != 7,
-            "columns": json.dumps({"title": f"Item {row}", "genres": [f"g{row % 3}"], "year": 1990 + row % 20}),
+            "columns": json.dumps(
+                {"title": f"Item {row}", "genres": [f"g{row % 3}"], "year": 1990 + row % 20, "look": look_of(row)}
+            ),
         }
         for row in range(N_ITEMS)
     ]
@@ -137,6 +146,10 @@ def test_a_killed_sweep_resumes_and_ends_in_a_bundle(system: tuple[Settings, Pat
     assert bundle.spec.session_gap_s == 7200.0
     assert {"session", "session_content", "session_idle"} <= set(bundle.spec.features)
     assert "idle_time" not in bundle.spec.features
+    assert [(column.name, column.size) for column in bundle.spec.vectors] == [("look", 3)]
+    assert "vector" in dict(bundle.mix)
+    looks, row_of = bundle.items.vectors[0], bundle.catalogue.row_of
+    assert looks[row_of["i1"]] @ looks[row_of["i4"]] == pytest.approx(1, abs=0.01)  # of one genre
     assert bundle.manifest.metrics["ndcg_at_10"] >= max(trial.value or 0 for trial in report.best.values()) * 0.8
     assert bundle.catalogue.row_of["i7"] not in bundle.popular
     assert not (folder / "tune").exists()
@@ -163,7 +176,11 @@ def test_the_lake_gives_one_training_set_whatever_arrives(system: tuple[Settings
     settings, home, _ = system
     first = load_training_set(settings, home)
     assert len(first.interactions) == N_EVENTS
-    assert first.catalogue.columns.column_names == ["genres", "title", "year"]
+    weights = first.interactions.weights
+    assert weights.min() == 1.0  # nothing came after a user's newest
+    assert weights.max() == np.float32(np.log1p(5000))  # a dwell time told from the next event
+    assert first.interactions.unsettled is not None
+    assert first.catalogue.columns.column_names == ["genres", "look", "title", "year"]
     late = {"event_id": "late", "user_id": "u1", "item_id": "i1", "event_type": "click", "partition": 0}
     late |= {"event_time": 1_760_000_000_000_000, "offset": N_EVENTS}
     lake = open_lake(settings, home)

@@ -19,6 +19,10 @@ EVERYWHERE = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Ray runs every worker at niceness 15, the replicas that answer requests among them; trials are made nice instead.
     "RAY_worker_niceness": "0",
+    "MALLOC_ARENA_MAX": "2",  # every thread of each process of Ray keeps what it has freed otherwise
+    # A node that was killed is given up after five looks at it that fail at once: 5 s instead of 15. One that is slow
+    # has 10 s for each look, as ever.
+    "RAY_health_check_period_ms": "1000",
 }
 # Serve's variables that are the same in every system, on one machine and in cluster.yaml.
 SERVE = {

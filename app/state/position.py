@@ -228,11 +228,6 @@ class Position:
         """What the state takes of the disk, as of the last seconds."""
         return self._words[_BYTES]
 
-    @property
-    def writer_pid(self) -> int:
-        """Process of the last publication; 0: none."""
-        return self._words[_PID]
-
     def applied(self, topic: str, partition: int) -> int:
         """Next offset of a partition that is not applied; 0: nothing is."""
         return self._words[_HEAD + TOPICS.index(topic) * MAX_PARTITIONS + partition]

@@ -25,7 +25,7 @@ class ContentEncoder(VectorModel, Protocol):
 
 
 class ContentRows:
-    """The vectors of every live row by one content family.
+    """The vectors of every live row by one content family: the model's own, and those of rows that came or changed.
 
     Attributes:
         name: of the family in the bundle.
@@ -33,21 +33,38 @@ class ContentRows:
 
     def __init__(self, name: str, encoder: ContentEncoder, n_items: int) -> None:
         self.name, self._encoder, self._bundled = name, encoder, n_items
-        self._room = self._vectors = encoder.item_vectors().copy()  # the room has space for rows to come
+        self._vectors = encoder.item_vectors()
+        self._n = n_items
+        self._places: dict[int, int] = {}  # rows that came or changed -> where their vectors stand in:
+        self._own = np.zeros((0, self._vectors.shape[1]), np.float32)
+        self._rows = np.zeros(0, np.int32)  # the row of each of those; both have room for more
 
     def put(self, rows: Sequence[int], columns: Sequence[Mapping[str, Any]], n: int) -> NDArray[np.float32]:
         """The vectors of rows that came or changed; `n`: how many live rows there are by now."""
-        if n > len(self._room):
-            more = n - len(self._room) + n // 8
-            self._room = np.concatenate([self._room, np.zeros((more, self._room.shape[1]), np.float32)])
-        self._vectors = self._room[:n]
         vectors = self._encoder.encode_items(columns)
-        self._vectors[list(rows)] = vectors
+        places = [self._places.setdefault(row, len(self._places)) for row in rows]
+        if len(self._places) > len(self._own):
+            more = len(self._places) - len(self._own) + len(self._places) // 4
+            self._own = np.concatenate([self._own, np.zeros((more, self._own.shape[1]), np.float32)])
+            self._rows = np.concatenate([self._rows, np.zeros(more, np.int32)])
+        self._own[places], self._rows[places], self._n = vectors, rows, n
         return vectors
+
+    def _scores(self, taste: NDArray[np.float32]) -> NDArray[np.float32]:
+        """float32 (n,): how much each live row is like a taste."""
+        scores = np.zeros(self._n, np.float32)
+        scores[: self._bundled] = self._vectors @ taste
+        rows, own = self._changed()
+        scores[rows] = own @ taste
+        return scores
+
+    def _changed(self) -> tuple[Rows, NDArray[np.float32]]:
+        """Rows that came or changed, and their vectors."""
+        return self._rows[: len(self._places)], self._own[: len(self._places)]
 
     def most_alike(self, vector: NDArray[np.float32]) -> int:
         """The bundle's row most like a vector."""
-        return int((self._vectors[: self._bundled] @ vector).argmax())
+        return int(self._scores(vector)[: self._bundled].argmax())
 
     def tastes(self, histories: Histories) -> NDArray[np.float32]:
         """float32 (B, d): vectors of histories; zeros where nothing is known."""
@@ -55,16 +72,19 @@ class ContentRows:
 
     def newcomers(self, taste: NDArray[np.float32], passing: NDArray[np.bool_]) -> Found:
         """Rows that came after the bundle, most like the taste first; `passing`: bool over the live rows."""
-        scores = self._vectors[self._bundled :] @ taste
+        rows, own = self._changed()
+        later = rows >= self._bundled
+        scores = np.zeros(self._n - self._bundled, np.float32)
+        scores[rows[later] - self._bundled] = (own @ taste)[later]
         scores[~passing[self._bundled :]] = 0.0
-        rows = best(scores, NEWCOMERS, 0.0)
-        return rows + np.int32(self._bundled), scores[rows]
+        found = best(scores, NEWCOMERS, 0.0)
+        return found + np.int32(self._bundled), scores[found]
 
     def most_like(self, taste: NDArray[np.float32], passing: NDArray[np.bool_], wanted: int) -> Found:
         """At most `wanted` passing rows, most like the taste first."""
         if wanted < 1 or not taste.any():
             return np.empty(0, np.int32), np.empty(0, np.float32)
-        scores = self._vectors @ taste
+        scores = self._scores(taste)
         scores[~passing] = 0.0
         rows = best(scores, wanted, 0.0)
         return rows, scores[rows]

@@ -4,6 +4,7 @@ Both rise, and their mixture rises strictly, so that calibrated scores order can
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +14,12 @@ from scipy.optimize import isotonic_regression
 SIGMOID_SHARE = 0.02  # of the mixture, where there are steps: what keeps two scores of one step apart
 BINS = 40  # of the held-out rows at most, by score
 LEAST_ANSWERED = 100  # rows answered, below which steps would follow chance: the sigmoid alone
+LARGEST = 80.0  # of what the sigmoid is taken of, in float32
 LEAST_SLOPE = 1e-3  # a score that says nothing, or the contrary, must not turn the order round
 
 
 class Calibration(BaseModel):
-    """P(answered | score) = share * sigmoid(slope * score + intercept) + (1 - share) * steps(score).
+    """P(answered | score) = share * sigmoid(slope * (score - centre) + intercept) + (1 - share) * steps(score).
 
     Attributes:
         scores, shares: knots of the steps, both rising, linear between them; none: the sigmoid is all (share 1).
@@ -27,24 +29,37 @@ class Calibration(BaseModel):
 
     slope: float = Field(gt=0)
     intercept: float
+    centre: float = 0.0
     scores: tuple[float, ...] = ()
     shares: tuple[float, ...] = ()
 
+    @cached_property
+    def _knots(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        return np.array(self.scores), (1 - SIGMOID_SHARE) * np.array(self.shares)
+
     def __call__(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """float32 (R,) scores -> float32 (R,) probabilities in [0, 1], in the same order."""
-        found = _sigmoid(self.slope * scores.astype(np.float64) + self.intercept)
+        found = scores - np.float32(self.centre)
+        found *= np.float32(-self.slope)
+        found -= np.float32(self.intercept)
+        np.clip(found, -LARGEST, LARGEST, out=found)
+        np.exp(found, out=found)
+        found += 1
+        np.reciprocal(found, out=found)
         if self.scores:
-            found = SIGMOID_SHARE * found + (1 - SIGMOID_SHARE) * np.interp(scores, self.scores, self.shares)
-        return found.astype(np.float32)
+            found *= np.float32(SIGMOID_SHARE)
+            found += np.interp(scores, *self._knots).astype(np.float32)
+        return found
 
     @classmethod
     def fit(cls, scores: NDArray[np.float32], labels: NDArray[np.float32]) -> "Calibration":
         """By held-out rows: float32 (N,) scores and labels 0 or 1."""
-        slope, intercept = _platt(scores.astype(np.float64), labels.astype(np.float64))
+        slope, intercept, centre = _platt(scores.astype(np.float64), labels.astype(np.float64))
         if labels.sum() < LEAST_ANSWERED:
-            return cls(slope=slope, intercept=intercept)
+            return cls(slope=slope, intercept=intercept, centre=centre)
         middles, shares = _steps(scores.astype(np.float64), labels.astype(np.float64))
-        return cls(slope=slope, intercept=intercept, scores=tuple(middles.tolist()), shares=tuple(shares.tolist()))
+        knots = {"scores": tuple(middles.tolist()), "shares": tuple(shares.tolist())}
+        return cls(slope=slope, intercept=intercept, centre=centre, **knots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +91,8 @@ def _sigmoid(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return found
 
 
-def _platt(scores: NDArray[np.float64], labels: NDArray[np.float64]) -> tuple[float, float]:
-    """Slope and intercept of logistic regression on the score alone, by Newton's steps.
+def _platt(scores: NDArray[np.float64], labels: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Slope, intercept and centre of logistic regression on the score alone, by Newton's steps.
 
     Targets are smoothed as by Platt (1999), so that separable rows have finite answers.
     """
@@ -97,8 +112,7 @@ def _platt(scores: NDArray[np.float64], labels: NDArray[np.float64]) -> tuple[fl
         if found > loss or np.abs(step).max() < 1e-8:
             break
         weights, loss = weights - step, found
-    slope = max(float(weights[0]), LEAST_SLOPE) / scale
-    return slope, float(weights[1]) - slope * centre
+    return max(float(weights[0]), LEAST_SLOPE) / scale, float(weights[1]), centre
 
 
 def _loss(weights: NDArray[np.float64], x: NDArray[np.float64], targets: NDArray[np.float64]) -> float:

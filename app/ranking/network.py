@@ -112,8 +112,12 @@ class NetworkRanker:
 
     def score(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """float32 (R, F) in the order of `feature_names` -> float32 (R,), finite."""
-        values = self.probabilities(features) if self.calibrations else self.logits(features)
-        return plain_score(values, self.objectives)
+        if not self.calibrations:
+            return plain_score(self.logits(features), self.objectives)
+        if NEXT in self.objectives:  # the others cost time
+            place = self.objectives.index(NEXT)
+            return self.calibrations[place](self.logits(features)[:, place])
+        return plain_score(self.probabilities(features), self.objectives)
 
     def probabilities(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """float32 (R, F) -> float32 (R, O): of each objective; of a ranker without calibrations, by the sigmoid."""

@@ -37,6 +37,7 @@ MOST_SOURCES = 4
 WORTH = 0.02  # a further source must find this share more targets: each costs time in every answer
 MOST_RANKER_CASES = 6000
 MIX_CASES = 1000
+MANY_LOGGED = 1000  # logged answers with a reaction, below which `examples: auto` takes next events
 LEAST_OF_OBJECTIVE = 200  # events of its types in the ranker slice, to learn an objective from next events
 INTERVAL_ERRORS = 1.96  # standard errors from a mean to the end of its 95 % interval
 BATCH = 64
@@ -142,6 +143,8 @@ def assemble(
     log = None
     if logged is not None and rankers.examples != "next":
         log = logged(names, int(slices.interactions.times[slices.validation[0]]))
+        if log is not None and rankers.examples == "auto" and len(log.answered()) < MANY_LOGGED:
+            log = None
     source = "log" if log is not None else "next events"
     for kind in rankers.kinds if log is not None or rankers.examples != "log" else ():
         ranker = rankers.fitted(kind, names, learned if log is None else log, seed)

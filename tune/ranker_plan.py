@@ -27,7 +27,7 @@ class RankerPlan(BaseModel):
     examples: Literal["auto", "log", "next"] = Field(
         "auto",
         description="`log`: shown items with the features that serving logged; `next`: next events with candidates of "
-        "the real retrievers; `auto`: the log where it has enough answers of the chain's features, else next events.",
+        "the real retrievers; `auto`: the log where it has 1,000 answers with a reaction, else next events.",
     )
     network: NetworkParams | None = Field(
         None, description="Parameters of the cross network; null: its size by the number of cases."

@@ -132,11 +132,14 @@ def test_a_ranker_learns_from_the_log_where_there_is_one() -> None:
             logged=logged,
         )
 
-    of_log = assembled(RankerPlan(kinds=("network", "lightgbm")))
+    of_log = assembled(RankerPlan(kinds=("network", "lightgbm"), examples="log"))
     assert {"merged and ranked (network, log)", "merged and ranked (lightgbm, log)"} <= set(of_log.ablation)
     assert of_log.examples.objectives == ("click",)
     width = len(feature_names(of_log.chain.spec)) or asked[0][0]
     assert asked == [(width, int(whole.times[slices.validation[0]])), (width, None)]
+    of_few = assembled(RankerPlan())
+    assert "merged and ranked (network, next events)" in of_few.ablation  # 80 answers say less than as many events
+    assert len(of_few.examples) == len(slices.ranker) + len(slices.validation)
     asked.clear()
     of_events = assembled(RankerPlan(examples="next"))
     assert not asked

@@ -164,7 +164,7 @@ class Pool:
         for worker in self._workers:
             if not worker.busy and (job := work.take(worker.shape)) is not None:
                 worker.busy, worker.job, worker.began = True, job, time.monotonic()
-                self._asked[worker.actor.begin.options(name=job.name).remote(job.load)] = worker
+                self._asked[worker.actor.begin.options(name=job.name).remote(job.load, job.name)] = worker
 
     def _hear(self, work: Work) -> None:
         if not self._asked:

@@ -37,7 +37,7 @@ class Trial:
         """`held`: reference of the runner, in a list so that fetching it can be timed here."""
         _give_way()
         begun = time.perf_counter()
-        self._cpus = cpus
+        self._cpus, self._name = cpus, ""
         self._runner: Runner = ray.get(held[0])
         self._fetched_s = time.perf_counter() - begun
         self._said: queue.SimpleQueue[Report] = queue.SimpleQueue()
@@ -47,15 +47,21 @@ class Trial:
         """Where it runs, and the seconds that it took to get the data."""
         return {"pid": os.getpid(), "data_s": self._fetched_s}
 
-    def begin(self, job: Any) -> Report:
-        """Starts a job; its first report."""
+    def begin(self, job: Any, name: str) -> Report:
+        """Starts a job; its first report. `name`: what the process is called meanwhile."""
+        self._name = name
+        self._show()
         threading.Thread(target=self._work, args=(job,), daemon=True).start()
         return self._said.get()
 
     def proceed(self, halt: bool) -> Report:
         """Lets the job go on, or not; its next report."""
+        self._show()
         self._answer.put(halt)
         return self._said.get()
+
+    def _show(self) -> None:
+        ray._raylet.setproctitle(f"ray::Trial {self._name}")
 
     def _work(self, job: Any) -> None:
         cap_threads(self._cpus)  # OpenMP counts its threads by the thread that asks for them

@@ -1,4 +1,4 @@
-"""A sweep on Ray: killed -9 in the middle, resumed without running a finished trial again, ending in a bundle."""
+"""A sweep on Ray: head and driver killed -9, resumed without running a finished trial again, ending in a bundle."""
 
 import json
 import os
@@ -7,9 +7,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 import yaml
@@ -22,11 +25,13 @@ from app.events.entities import ENTITY_COLUMNS
 from app.events.schema import EVENTS, ITEMS
 from app.lake.commit import Progress, append, replace
 from app.lake.tables import open_lake
+from app.models.families import load_model
 from app.settings import Settings
 from deployments.cluster import attach
 from tune.dataset import load_training_set
-from tune.journal import Journal
+from tune.journal import Journal, TrialRecord
 from tune.promote import promote
+from tune.report import SweepReport
 from tune.sweep import run_sweep
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults]
@@ -36,19 +41,19 @@ SWEEP = {
     "search": "random",
     "cpus": 0.5,
     "families": {
-        "ials": {"samples": 8, "space": {"n_factors": [4, 8], "l2": {"loguniform": [0.1, 10]}}},
+        "ials": {"samples": 14, "space": {"n_factors": [4, 8], "l2": {"loguniform": [0.1, 10]}}},
         "popularity": {"samples": 5},
         "vector": {"samples": 1},
         "content": {"samples": 1},
         "ease": {"samples": 2, "space": {"memory_limit_bytes": [1]}},
     },
 }
-N_ITEMS, N_USERS, N_EVENTS = 60, 50, 2400
+N_ITEMS, N_USERS, N_EVENTS, N_TRIALS = 60, 50, 2400, 23
 
 
 @pytest.fixture(scope="module")
 def system(short_home: Path) -> Iterator[tuple[Settings, Path, Path]]:
-    """(settings, home, sweep file) of a home with a lake and a running Ray."""
+    """(settings, home, sweep file) of a home with a lake, a sweep whose head was killed, and another, running Ray."""
     learn = {"session_gap_s": 7200.0, "extra_features": ["session", "session_content", "session_idle"]}
     learn["event_weights"] = {"rating": {"log1p": True, "cap_s": 5000}, "click": 1}
     settings = Settings.model_validate(
@@ -58,6 +63,7 @@ def system(short_home: Path) -> Iterator[tuple[Settings, Path, Path]]:
     file = short_home / "tiny.yaml"
     file.write_text(yaml.safe_dump(SWEEP))
     fill_lake(settings, short_home)
+    headless_in_the_middle(short_home, file)
     with attach(settings, short_home, needs_broker=False, ends=True, say=print) as attached:
         yield attached.settings, short_home, file
 
@@ -97,43 +103,79 @@ def lines_by_trial(folder: Path) -> Counter[str]:
     return Counter(json.loads(line)["name"] for line in lines if line.endswith("}"))
 
 
-def killed_in_the_middle(home: Path, file: Path) -> Path:
-    """Runs `manta sweep` and kills it -9 after a few finished trials; the sweep's folder."""
+def manta_sweep(home: Path, *words: str) -> "subprocess.Popen[bytes]":
+    """`manta sweep` in a process of its own; what it says goes to `driver.log`."""
     environment = os.environ | {"MANTA_HOME": str(home), "MANTA_SETTINGS": str(home / "manta.yaml")}
-    command = [sys.executable, "-m", "scripts.cli", "sweep", str(file)]
+    command = [sys.executable, "-m", "scripts.cli", "sweep", *words]
     with (home / "driver.log").open("wb") as log:
-        driver = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+
+def finished(home: Path, driver: "subprocess.Popen[bytes]", name: str, least: int) -> Path:
+    """The folder of the sweep NAME-… once so many trials have finished; the driver still runs."""
+    deadline = time.monotonic() + 200
+    while driver.poll() is None and time.monotonic() < deadline:
+        for folder in (home / "sweeps").glob(f"{name}-*"):
+            if (folder / "trials.jsonl").exists() and len(Journal(folder / "trials.jsonl").finished) >= least:
+                return folder
+        time.sleep(0.01)
+    raise AssertionError((home / "driver.log").read_text()[-3000:])
+
+
+def headless_in_the_middle(home: Path, file: Path) -> Path:
+    """Runs `manta sweep` on a Ray of its own, and kills that Ray's head -9 after a few finished trials; the folder.
+
+    By nothing that this process has joined: Ray ends every process that its head has gone from.
+    """
+    driver = manta_sweep(home, str(file))
     try:
-        deadline = time.monotonic() + 120
-        while driver.poll() is None and time.monotonic() < deadline:
-            for folder in (home / "sweeps").glob("tiny-*"):
-                if (folder / "trials.jsonl").exists() and len(Journal(folder / "trials.jsonl").finished) >= 3:
-                    return folder
-            time.sleep(0.01)
-        raise AssertionError((home / "driver.log").read_text()[-3000:])
+        folder = finished(home, driver, "tiny", 3)
+        head = psutil.Process(int(json.loads((home / "run.json").read_text())["ray"]["pid"]))
+        shown = {" ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"])}
+        for process in (head, *head.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        assert driver.wait(200) == 1
+        said = (home / "driver.log").read_text()
+        # The latter is Ray's: a call that was under way when the head died ends the process after a minute.
+        assert f"`--resume {folder.name}` goes on from there" in said or "GCS may have been killed" in said
+        assert any(line.startswith("ray::Trial ") for line in shown), shown
+        return folder
     finally:
         driver.kill()
         driver.wait()
 
 
+def finished_trials(folder: Path) -> dict[str, TrialRecord]:
+    return {trial.name: trial for trial in Journal(folder / "trials.jsonl").finished}
+
+
 def test_a_killed_sweep_resumes_and_ends_in_a_bundle(system: tuple[Settings, Path, Path]) -> None:
     settings, home, file = system
-    folder = killed_in_the_middle(home, file)
-    before = {trial.name: trial for trial in Journal(folder / "trials.jsonl").finished}
-    lines = lines_by_trial(folder)
-    assert 3 <= len(before) < 17
+    (folder,) = (home / "sweeps").glob("tiny-*")  # its head was killed
+    headless = finished_trials(folder)
+    assert 3 <= len(headless) < N_TRIALS
+    driver = manta_sweep(home, "--resume", folder.name)
+    try:
+        finished(home, driver, "tiny", len(headless) + 3)
+    finally:
+        driver.kill()
+        driver.wait()
+    before, lines = finished_trials(folder), lines_by_trial(folder)
+    assert headless.items() <= before.items()
+    assert len(before) < N_TRIALS
 
     report = run_sweep(settings, home, file, folder.name)
 
     assert report.id == folder.name
-    assert len(report.trials) == 17
+    assert len(report.trials) == N_TRIALS
     after = {trial.name: trial for trial in report.trials}
     for name, trial in before.items():
         assert after[name] == trial
         assert lines_by_trial(folder)[name] == lines[name], f"{name} ran again"
     assert {trial.name for trial in report.trials if trial.state == "failed"} == {"ease-001"}
     assert "wanted at most memory_limit_bytes" in str(after["ease-001"].error)
-    for name in ("leaderboard.json", "leaderboard.txt", "leaderboard.png"):
+    for name in ("leaderboard.json", "leaderboard.txt", "leaderboard.png", "report.html"):
         assert (folder / name).stat().st_size > 100
     assert json.loads((folder / "leaderboard.json").read_text())["best"].keys() == report.best.keys()
 
@@ -187,3 +229,48 @@ def test_the_lake_gives_one_training_set_whatever_arrives(system: tuple[Settings
     append(lake.table(EVENTS), pa.Table.from_pylist([late], EVENT_COLUMNS), Progress(), max_open_partitions=10)
     assert load_training_set(settings, home, first.snapshot).data_hash == first.data_hash
     assert len(load_training_set(settings, home).interactions) == N_EVENTS + 1
+
+
+def same_board(reports: list[SweepReport]) -> list[dict[str, Any]]:
+    """What all of them found: everything but seconds, which differ."""
+    timed = {"fit_s", "evaluate_s", "wall_s", "cost", "latency_ms"}
+    boards = [
+        [{name: value for name, value in one.items() if name not in timed} for one in report.as_json()["leaderboard"]]
+        for report in reports
+    ]
+    assert boards[0] == boards[1]
+    return boards[0]
+
+
+def test_a_grid_and_a_random_search_find_the_same_at_any_parallelism(
+    system: tuple[Settings, Path, Path], tmp_path: Path
+) -> None:
+    settings, home, _ = system
+    data = load_training_set(settings, home)
+
+    def swept(name: str, concurrent: int | None, **more: Any) -> SweepReport:
+        document = {"name": name, "scheduler": "none", "max_concurrent": concurrent, **more}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(document))
+        return run_sweep(settings, home, tmp_path / f"{name}.yaml", data=data, register=False)
+
+    several = {"n_factors": [4, 8], "l2": [1, 9], "iterations": 100}  # long enough for both workers to have some
+    grid = {"ials": {"space": several}, "item_knn": {"space": {"window": [0, 10]}}}
+    reports = [swept("grid", concurrent, search="grid", families=grid) for concurrent in (1, None)]
+    board = same_board(reports)
+    assert reports[0].losses["workers"] == 1
+    assert not any(report.order_mattered for report in reports)
+    assert len(board) == 6
+    assert {one["state"] for one in board} == {"done"}
+
+    segment = {"of": "items", "by": "genres", "least_events": 100, "cases": 20}
+    families = {"ials": {"samples": 3, "space": {"n_factors": [4, 8], "alpha": {"loguniform": [1, 10]}}}}
+    segmented = [swept("parts", n, search="random", families=families, segment=segment) for n in (1, None)]
+    board = same_board(segmented)
+    bests = [[{key: one[key] for key in ("segment", "best", "value")} for one in r.segments] for r in segmented]
+    assert bests[0] == bests[1]
+    assert sorted(one["segment"] for one in bests[0]) == ["g0", "g1", "g2"]
+    for one in segmented[1].segments:
+        kept = list((segmented[1].folder / "models" / f"segment-{one['number']:05d}").iterdir())
+        assert [path.name for path in kept] == [one["best"]]
+        assert load_model("ials", kept[0]).n_items == N_ITEMS // 3
+    assert segmented[0].bundle is None

@@ -4,6 +4,9 @@ Nothing waits while nothing is being worked on. While a batch is under way, newc
 batch usually takes is over (so that one that hangs holds nobody up) or until the batch is full. Where some have
 gathered as a batch ends, its own clients are given a moment to come back, at most half of what a batch takes:
 otherwise two halves would take turns, each paying the full fixed cost of a batch.
+
+Where the machine has more to do than it can, single requests cost too much: there they wait for each other, the longer
+the more this thread has to wait for a core.
 """
 
 import asyncio
@@ -11,12 +14,16 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
+from deployments.starvation import Starvation
+
 logger = logging.getLogger(__name__)
 
 # Turns of the event loop from bytes in a socket to a request that asks: poll, parse and start its task, run it.
 TURNS = 3
 # However long batches take, nobody waits longer than this for one under way.
 LONGEST_S = 0.025
+# A thread that waits this share of its time for a core lets requests wait for each other as long as may be.
+STARVED = 0.3
 
 Asked = TypeVar("Asked")
 Told = TypeVar("Told")
@@ -34,7 +41,14 @@ class Batcher(Generic[Asked, Told]):
         batches, requests: how many so far; their ratio is the mean batch.
     """
 
-    def __init__(self, work: Work[Asked, Told], *, max_batch: int, wait_s: float) -> None:
+    def __init__(
+        self,
+        work: Work[Asked, Told],
+        *,
+        max_batch: int,
+        wait_s: float,
+        starved: Callable[[], float] | None = None,
+    ) -> None:
         """`work` answers as many as it is asked, in order; an exception in the answer is one request's own. It may
         deliver single outcomes before the others are known.
 
@@ -42,10 +56,12 @@ class Batcher(Generic[Asked, Told]):
             work: if it raises itself, each request of the batch that has no answer yet is tried once more alone.
             max_batch: requests a batch holds at most.
             wait_s: longest wait for clients to come back; while a batch is under way, the shortest.
+            starved: share of its time in which this thread waits for a core; default `Starvation.share`.
         """
         self._work = work
         self._max_batch = max_batch
         self._wait_s = wait_s
+        self._starved = starved if starved is not None else Starvation().share
         self._waiting: list[tuple[Asked, asyncio.Future[Told]]] = []
         self._until = 0.0  # second of the loop to which the clients of the last batch are given time to come back
         self._expected = 0  # worth gathering: those that had gathered as the last batch ended, and that batch's own
@@ -72,9 +88,16 @@ class Batcher(Generic[Asked, Told]):
             self._start()
         elif self._alarm is None and not self._turns:
             # Idle: only to the end of this turn of the loop, which gathers what the sockets hold already.
-            wait_s = min(max(self._wait_s, self._cost_s), LONGEST_S) if self.running else self._until - loop.time()
+            wait_s = (
+                min(max(self._wait_s, self._cost_s), LONGEST_S)
+                if self.running
+                else max(self._until - loop.time(), self._starved_s())
+            )
             self._alarm = loop.call_later(wait_s, self._start) if wait_s > 0 else loop.call_soon(self._start)
         return answer
+
+    def _starved_s(self) -> float:
+        return LONGEST_S * min(self._starved() / STARVED, 1.0)
 
     def _start(self) -> None:
         if self._alarm is not None:

@@ -1,12 +1,16 @@
 """Micro-batching: no wait when idle, gathering under load, and one bad request harms only itself."""
 
 import asyncio
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 
 import pytest
 
 from deployments.batching import Batcher, Deliver
+from deployments.starvation import Starvation
 
 
 async def test_an_idle_request_does_not_wait() -> None:
@@ -146,3 +150,42 @@ async def test_a_client_that_has_gone_costs_nothing() -> None:
     assert seen == [2]
     with pytest.raises(asyncio.CancelledError):
         await gone
+
+
+@pytest.mark.parametrize(("starved", "batches"), [(0.0, [[0], [1]]), (1.0, [[0, 1]])], ids=["idle", "starved"])
+async def test_lone_requests_wait_for_each_other_only_where_the_machine_is_full(
+    starved: float, batches: list[list[int]]
+) -> None:
+    seen: list[list[int]] = []
+
+    async def work(asked: Sequence[int], deliver: Deliver[int]) -> list[int]:
+        seen.append(list(asked))
+        return list(asked)
+
+    batcher: Batcher[int, int] = Batcher(work, max_batch=8, wait_s=0.0, starved=lambda: starved)
+    first = batcher.ask(0)
+    for _ in range(5):
+        await asyncio.sleep(0)  # turns of the loop, no time
+    second = batcher.ask(1)
+    assert [await first, await second] == [0, 1]
+    assert seen == batches
+
+
+def test_a_thread_that_shares_its_core_is_starved() -> None:
+    mine: set[int] = {min(os.sched_getaffinity(0))}
+    others = [
+        subprocess.Popen([sys.executable, "-c", f"import os; os.sched_setaffinity(0, {mine})\nwhile True: pass"])
+        for _ in range(3)
+    ]
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, mine)
+        starvation, share, deadline = Starvation(), 0.0, time.monotonic() + 20
+        while share < 0.3 and time.monotonic() < deadline:
+            share = starvation.share()
+    finally:
+        os.sched_setaffinity(0, before)
+        for other in others:
+            other.kill()
+            other.wait()
+    assert share >= 0.3

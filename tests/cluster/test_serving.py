@@ -289,10 +289,11 @@ def test_live_figures_follow_answers_and_clicks(up: Run) -> None:
         assert 'manta_stats_lag_messages{topic="impressions"}' in metrics.read().decode()
     status, problem = ask(up, "GET", "/v1/stats/ctr?surface=nowhere")
     assert (status, problem["status"]) == (404, 404)
-    rows = logged_rows(whole(up, IMPRESSIONS), whole(up, EVENTS), label_types=["click"], attribution_us=3_600_000_000)
+    logged = whole(up, IMPRESSIONS), whole(up, EVENTS)
+    rows = logged_rows(*logged, objectives={"click": ["click"]}, attribution_us=3_600_000_000)
     place = rows.requests.index(answer["request_id"])
     mine = slice(rows.offsets[place], rows.offsets[place + 1])
-    assert rows.labels[mine].tolist() == [True, True, False, False, False]
+    assert rows.labels[mine, 0].tolist() == [1, 1, 0, 0, 0]
     assert rows.features[mine].any(axis=0).any()
 
 

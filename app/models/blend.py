@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from app.errors import BundleError, MantaError
-from app.models.blend_weights import FORMS, Kind, Weights, blended, cases_of, fit_weights, hold_out, kind_of
+from app.models.blend_weights import FORMS, Weights, blended, cases_of, fit_weights, hold_out
 from app.models.candidate import CandidateModel, Progress
 from app.models.ease import Ease, EaseParams
 from app.models.graph_filter import GraphFilter, GraphFilterParams
@@ -17,6 +17,7 @@ from app.models.ials import Ials, IalsParams
 from app.models.interactions import Catalogue, Histories, Interactions
 from app.models.item2vec import Item2Vec, Item2VecParams
 from app.models.item_knn import ItemKnn, ItemKnnParams
+from app.models.kinds import Kind, kind_of
 from app.models.sasrec import SasRec
 from app.models.sasrec_params import SasRecParams
 from app.models.seq_ridge import SeqRidge, SeqRidgeParams
@@ -42,7 +43,7 @@ BY_KIND: dict[Kind, tuple[str, ...]] = {
 OF_KIND: dict[Kind, dict[str, dict[str, Any]]] = {
     "sets": {
         "ease": {"place_tau": 0, "piece": 0},
-        "ials": {"place_tau": 0, "n_factors": 128, "alpha": 10, "l2": 30},
+        "ials": {"n_factors": 128},
         "item_knn": {"place_tau": 0, "window": 0},
     },
     "sessions": {},

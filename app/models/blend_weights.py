@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -10,11 +9,10 @@ from numpy.typing import NDArray
 
 from app.models.candidate import CandidateModel
 from app.models.interactions import Histories, Interactions
+from app.models.kinds import kind_of
 
 Scores = NDArray[np.float32]
-Kind = Literal["sets", "sessions", "sequences"]
 
-SHORT = 20  # mean events of a user below which users are sessions
 CELLS = 4_000_000  # scores of one part held at once (16 MB)
 BEST = 100  # items of each part that a case is judged among
 CUTOFF = 20  # places that count
@@ -77,14 +75,6 @@ def blended(parts: Mapping[str, CandidateModel], weights: Weights, histories: Hi
             for form, weight in sorted(weights[name].items()):
                 total[start : start + step] += np.float32(weight) * scale.form(form, scores)
     return total
-
-
-def kind_of(data: Interactions) -> Kind:
-    """`sets`, whose order says nothing (users stand one behind the other), short `sessions`, or long `sequences`."""
-    users = np.count_nonzero(np.bincount(data.users, minlength=1))
-    if np.count_nonzero(np.diff(data.users)) < users:
-        return "sets"
-    return "sessions" if len(data) < SHORT * users else "sequences"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,42 +1,53 @@
-"""iALS: matrix factorisation for implicit feedback; `implicit` fits the items, a history is folded in here."""
+"""iALS: matrix factorisation for implicit feedback; a history is folded in at request time."""
 
 import itertools
 from contextlib import suppress
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
-from implicit.cpu.als import AlternatingLeastSquares
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from scipy.sparse import csr_matrix
-from threadpoolctl import threadpool_limits
 
+from app.errors import MantaError
 from app.models.candidate import Progress, StopFitting
 from app.models.history_decay import HistoryDecay, decayed_weights
+from app.models.ials_solver import alternate
 from app.models.interactions import Catalogue, Histories, Interactions
+from app.models.kinds import kind_of
 from app.models.storage import checked, load_model_files, save_model
 
 CELLS = 16_000_000  # factors × factors of all histories held at once while folding in (64 MB)
+# What is not asked of sets, whose order says nothing.
+OF_SETS: dict[str, Any] = {"place_tau": 0.0, "alpha": 50.0, "l2": 100.0, "frequency": 0.5, "iterations": 5}
 
 
 class IalsParams(HistoryDecay):
-    """Parameters of `ials`."""
+    """Parameters of `ials`. Those not named suit the data: of users whose events have no order they are others."""
 
     n_factors: int = Field(64, ge=2, le=1024, description="Dimensions of the item vectors.")
-    l2: float = Field(10.0, gt=0, description="Regularisation of users and items.")
-    alpha: float = Field(2.0, gt=0, description="Confidence of an event of weight 1 is 1 + alpha.")
-    iterations: int = Field(10, ge=1, le=200, description="Passes of alternating least squares.")
+    l2: float = Field(10.0, gt=0, description="Regularisation of users and items; of sets 100.")
+    alpha: float = Field(2.0, gt=0, description="Confidence of an event of weight 1 is 1 + alpha; of sets 50.")
+    frequency: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Exponent by which regularisation grows with the events of a user or an item; of sets 0.5.",
+    )
+    iterations: int = Field(10, ge=1, le=200, description="Passes of alternating least squares; of sets 5.")
 
 
 class Ials:
     """Items and users as vectors; the user's is the closed form of the history alone, so that new users are served.
 
-    Minimises sum c_ui (p_ui - x_u y_i)^2 + l2 (|X|^2 + |Y|^2) with c = 1 + alpha × weight where there was an event,
-    1 elsewhere. At answer time: x = (Y'Y + l2 I + sum alpha w y y')^-1 sum (1 + alpha) w y over the decayed history.
+    Minimises sum c_ui (p_ui - x_u y_i)^2 + sum l2_u |x_u|^2 + sum l2_i |y_i|^2 with c = 1 + alpha × weight where there
+    was an event, 1 elsewhere; l2_u = l2 × (m_u / mean of all m)^frequency, m_u = alpha × the user's weights + n_items,
+    and the items' likewise. At answer time: x = (Y'Y + l2_u I + sum alpha w y y')^-1 sum (1 + alpha) w y over the
+    decayed history.
     Searched: n_factors 32-96; l2 1-100, log; alpha 0.5-20, log; place_tau 3-30, log; place_floor 0-0.2.
     Papers: Hu, Koren, Volinsky, "Collaborative filtering for implicit feedback datasets", ICDM 2008; Rendle et al.,
-    "Revisiting the performance of iALS on item recommendation benchmarks", RecSys 2022.
+    "Revisiting the performance of iALS on item recommendation benchmarks", RecSys 2022 (`frequency` is its nu).
     """
 
     family: ClassVar[str] = "ials"
@@ -45,40 +56,44 @@ class Ials:
     def __init__(self, params: BaseModel | None = None) -> None:
         self.params = checked(params, IalsParams)
         self.n_items = 0
+        self._mean_mass = 1.0
         self._set_vectors(np.zeros((0, 1), np.float32))
 
     def _set_vectors(self, vectors: NDArray[np.float32]) -> None:
         self._vectors = vectors
         dims = vectors.shape[1]
-        self._gram = vectors.T @ vectors + np.float32(self.params.l2) * np.eye(dims, dtype=np.float32)
+        self._gram = vectors.T @ vectors
         # One row more, of zeros: where padding and unknown items point to.
         self._padded = np.concatenate([vectors, np.zeros((1, dims), np.float32)])
 
     def fit(self, data: Interactions, catalogue: Catalogue, *, seed: int = 0, progress: Progress | None = None) -> Self:
         del catalogue
         self.n_items = data.n_items
+        if kind_of(data) == "sets":
+            unasked = {name: value for name, value in OF_SETS.items() if name not in self.params.model_fields_set}
+            self.params = self.params.model_copy(update=unasked)
+        params = self.params
         seen = csr_matrix((data.weights, (data.users, data.items)), shape=(data.n_users, data.n_items))
-        seen.data = (1.0 + self.params.alpha * seen.data).astype(np.float32)
-
-        # implicit has threads of its own and is far slower when BLAS brings more.
-        with threadpool_limits(1, user_api="blas"):
-            solver = AlternatingLeastSquares(
-                factors=self.params.n_factors,
-                regularization=self.params.l2,
-                alpha=1.0,
-                iterations=self.params.iterations,
-                random_state=seed,
-            )
-
-            def passed(iteration: int, _seconds: float, _loss: float | None) -> None:
+        seen.data = (params.alpha * seen.data).astype(np.float32)
+        users = np.asarray(seen.sum(axis=1), np.float64).ravel() + data.n_items
+        items = np.asarray(seen.sum(axis=0), np.float64).ravel() + data.n_users
+        self._mean_mass = float(users.mean()) if len(users) else 1.0
+        seen.data += np.float32(1)
+        l2_items = params.l2 * (items / items.mean()) ** params.frequency if len(items) else items
+        passes = alternate(seen, self._l2(users), l2_items, params.n_factors, seed)
+        with suppress(StopFitting):
+            for number, vectors in enumerate(itertools.islice(passes, params.iterations), start=1):
+                if not np.isfinite(vectors).all():
+                    raise MantaError(f"ials: found vectors that are not finite after pass {number}; wanted a larger l2")
+                self._set_vectors(vectors)
                 if progress is not None:
-                    self._set_vectors(solver.item_factors.copy())
-                    progress(iteration + 1, self)
-
-            with suppress(StopFitting):
-                solver.fit(seen, show_progress=False, callback=passed)
-        self._set_vectors(solver.item_factors)
+                    progress(number, self)
         return self
+
+    def _l2(self, mass: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The regularisation of users by their m_u."""
+        found: NDArray[np.float64] = self.params.l2 * (mass / self._mean_mass) ** self.params.frequency
+        return found
 
     def item_vectors(self) -> NDArray[np.float32]:
         return self._vectors
@@ -98,24 +113,30 @@ class Ials:
         width = self._vectors.shape[1]
         left = np.empty((len(histories), width, width), np.float32)
         right = np.empty((len(histories), width, 1), np.float32)
+        mass = np.empty(len(histories))
         rows = np.minimum(histories.items, self.n_items)
         # One history at a time: padded to the longest of a batch, its sums would depend on the batch.
         for place, (start, end) in enumerate(itertools.pairwise(histories.offsets.tolist())):
             items, own = self._padded[rows[start:end]], weights[start:end, None]
             left[place] = (items * (np.float32(self.params.alpha) * own)).T @ items
             right[place] = items.T @ (np.float32(1 + self.params.alpha) * own)
-        return np.linalg.solve(self._gram + left, right)[:, :, 0].astype(np.float32)
+            mass[place] = own.sum()
+        l2 = self._l2(self.params.alpha * mass + self.n_items).astype(np.float32)
+        left += self._gram
+        left[:, range(width), range(width)] += l2[:, None]
+        return np.linalg.solve(left, right)[:, :, 0].astype(np.float32)
 
     def score(self, histories: Histories) -> NDArray[np.float32]:
         return self.encode(histories) @ self._vectors.T
 
     def save(self, folder: Path) -> None:
-        save_model(folder, self.family, self.params, {"vectors": self._vectors}, {})
+        save_model(folder, self.family, self.params, {"vectors": self._vectors}, {"mean_mass": self._mean_mass})
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        params, arrays, _ = load_model_files(folder, cls.family, IalsParams)
+        params, arrays, facts = load_model_files(folder, cls.family, IalsParams)
         model = cls(params)
+        model._mean_mass = float(facts.get("mean_mass", 1.0))  # none where it was written without `frequency`
         model._set_vectors(arrays["vectors"])
         model.n_items = len(arrays["vectors"])
         return model

@@ -8,11 +8,11 @@ from pydantic import Field, model_validator
 
 from app.errors import MantaError
 from app.models.interactions import Interactions
+from app.models.kinds import SHORT
 from app.models.storage import FamilyParams
 
 SMALL = 300_000  # events below which the sizes are those that suited the demo's 90,000
 WHOLE = 8192  # items up to which the softmax goes over all in the end
-SHORT = 20  # mean events of a user below which users are sessions
 LEARNED = 8_000_000  # events that a fit on larger data learns from at most, repeats counted
 
 

@@ -8,9 +8,10 @@ import pytest
 
 from app.errors import MantaError, SettingsError
 from app.models.blend import Blend, BlendParams
-from app.models.blend_weights import FORMS, Cases, Scale, fit_weights, hold_out, kind_of
+from app.models.blend_weights import FORMS, Cases, Scale, fit_weights, hold_out
 from app.models.families import make
 from app.models.interactions import Catalogue, Interactions
+from app.models.kinds import kind_of
 
 
 def events(users: list[int], items: list[int]) -> Interactions:

@@ -1,17 +1,20 @@
 """What single families promise beyond the contract: closed forms against their formulas, content of new items."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy.sparse import csr_matrix
 
 from app.errors import MantaError
 from app.models.content import ContentModel, ContentParams
 from app.models.ease import Ease, EaseParams
 from app.models.history_decay import HistoryDecay, decayed_weights
 from app.models.ials import Ials, IalsParams
+from app.models.ials_solver import MOST_BUCKETS, Side, alternate
 from app.models.interactions import Catalogue, Histories, Interactions
 from app.models.item_knn import ItemKnn, ItemKnnParams
 from app.models.popularity import Popularity, PopularityParams
@@ -179,3 +182,47 @@ def test_padding_drops_unknown_rows_and_keeps_the_newest() -> None:
     rows, held = oldest_first(histories, 10, 3)
     assert rows.tolist() == [[1, 2, 3], [10, 10, 10], [10, 10, 10], [4, 10, 10]]
     assert held.tolist() == [3, 0, 0, 1]
+
+
+def test_ials_weighs_the_regularisation_by_the_events_of_a_user() -> None:
+    data = random_events(60, 20, 300)
+    params = IalsParams(n_factors=6, l2=2.0, alpha=5.0, frequency=1.0, iterations=3, place_tau=0)
+    model = Ials(params).fit(data, no_columns(data), seed=1)
+    items = model.item_vectors().astype(np.float64)
+    mass = 5.0 * np.bincount(data.users, minlength=60) + 20
+    for user, folded in enumerate(model.encode(data.histories())):
+        mine = items[data.items[data.users == user]]
+        left = items.T @ items + 2.0 * mass[user] / mass.mean() * np.eye(6) + 5.0 * mine.T @ mine
+        np.testing.assert_allclose(folded, np.linalg.solve(left, 6.0 * mine.sum(axis=0)), rtol=1e-3, atol=1e-4)
+
+
+def test_alternating_least_squares_comes_to_the_closed_form_of_every_row() -> None:
+    data = random_events(300, 40, 3000)
+    rng = np.random.default_rng(0)
+    seen = csr_matrix((np.full(len(data), 4, np.float32), (data.users, data.items)), shape=(300, 40))
+    seen.sum_duplicates()
+    l2_users, l2_items = np.exp(rng.normal(0, 1.0, 300)), np.exp(rng.normal(0, 1.0, 40))
+    *_, items = itertools.islice(alternate(seen, l2_users, l2_items, 4, seed=1), 60)
+    y = items.astype(np.float64)
+    gram, dense = y.T @ y, seen.toarray().astype(np.float64)
+    less_one = np.where(dense > 0, dense - 1, 0)
+    x = np.stack(
+        [
+            np.linalg.solve(gram + l2 * np.eye(4) + (y * extra[:, None]).T @ y, confident @ y)
+            for l2, extra, confident in zip(l2_users, less_one, dense, strict=True)
+        ]
+    )
+    again = np.stack(
+        [
+            np.linalg.solve(x.T @ x + l2 * np.eye(4) + (x * extra[:, None]).T @ x, confident @ x)
+            for l2, extra, confident in zip(l2_items, less_one.T, dense.T, strict=True)
+        ]
+    )
+    # What buckets change: a regularisation is that of its bucket, within an eighth of the range of all.
+    assert np.linalg.norm(again - y) < 0.1 * np.linalg.norm(y)
+    flat = Side(seen, np.ones(300))
+    assert flat.buckets == [(0, 300, 1.0)]
+    bounds = [(start, end) for start, end, _ in Side(seen, np.sort(l2_users)).buckets]
+    assert [start for start, _ in bounds] == [0, *(end for _, end in bounds[:-1])]
+    assert bounds[-1][1] == 300
+    assert len(bounds) <= MOST_BUCKETS

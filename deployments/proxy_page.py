@@ -5,13 +5,13 @@ answer both with a 500 in plain text. Workers import this module first, through 
 them nothing until one of them is to run HAProxy.
 """
 
-import importlib.util
-import sys
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from deployments.import_hooks import around_import
 
 RUNS = "ray.serve._private.haproxy"
 DETAIL = "the replica that had this request has ended, or none is there yet; retry safely, events with their event_id"
@@ -40,32 +40,10 @@ def put_page(module: ModuleType) -> None:
     api._initialize_directories_and_error_files = with_page
 
 
-class _Adding(Loader):
-    """Loads RUNS, and then puts the page."""
-
-    def __init__(self, loader: Loader) -> None:
-        self._loader = loader
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        self._loader.exec_module(module)
-        put_page(module)
+@contextmanager
+def _with_page(module: ModuleType) -> Iterator[None]:
+    yield
+    put_page(module)
 
 
-class _Finder(MetaPathFinder):
-    """Finds RUNS, once."""
-
-    def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
-        if fullname != RUNS:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _Adding(spec.loader)
-        return spec
-
-
-if RUNS not in sys.modules:
-    sys.meta_path.insert(0, _Finder())
+around_import(RUNS, _with_page)

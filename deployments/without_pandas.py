@@ -4,45 +4,28 @@
 processes that takes 1.3 s of a core and 60 MB. Workers import this module through `RAY_preload_python_modules`.
 """
 
-import importlib.util
 import sys
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
+
+from deployments.import_hooks import around_import
 
 TRIES = "ray.serve._private.utils"
 HIDDEN = "pandas"
 
 
-class _Hiding(Loader):
-    """Runs a module that makes do without HIDDEN."""
-
-    def __init__(self, loader: Loader) -> None:
-        self._loader = loader
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        sys.modules[HIDDEN] = None  # type: ignore[assignment]
-        try:
-            self._loader.exec_module(module)
-        finally:
-            del sys.modules[HIDDEN]
+@contextmanager
+def _hidden(_: ModuleType) -> Iterator[None]:
+    """HIDDEN cannot be imported meanwhile; where it has been, nothing is to be gained."""
+    if HIDDEN in sys.modules:
+        yield
+        return
+    sys.modules[HIDDEN] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[HIDDEN]
 
 
-class _Finder(MetaPathFinder):
-    """Finds TRIES, once."""
-
-    def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
-        if fullname != TRIES:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is not None and spec.loader is not None and HIDDEN not in sys.modules:
-            spec.loader = _Hiding(spec.loader)
-        return spec
-
-
-if TRIES not in sys.modules:
-    sys.meta_path.insert(0, _Finder())
+around_import(TRIES, _hidden)

@@ -273,20 +273,22 @@ class EventProducer:
 
     def _settled(self, topic: str, count: int, acknowledged: bool) -> None:
         """The messages of a `send` wait no longer; `acknowledged`: the broker took some of them."""
-        if acknowledged:
-            self._refusal = ""
         with self._lock:
             self.in_flight -= count
-            ready = self._gatherings[topic].acknowledged(time.monotonic())
-        self._hand_over(topic, ready)
+        self._landed(topic, acknowledged)
 
     def _single_settled(self, topic: str, acknowledged: bool) -> None:
         """A message of `try_send` waits no longer."""
-        if acknowledged:
-            self._refusal = ""
         with self._lock:
             self.optional_in_flight -= 1
             self.dropped += not acknowledged
+        self._landed(topic, acknowledged)
+
+    def _landed(self, topic: str, acknowledged: bool) -> None:
+        """Hands over what has waited for a parcel of the topic."""
+        if acknowledged:
+            self._refusal = ""
+        with self._lock:
             ready = self._gatherings[topic].acknowledged(time.monotonic())
         self._hand_over(topic, ready)
 

@@ -124,11 +124,10 @@ def known_of(families: Mapping[str, Rdict], user_id: str) -> Known:
 
 
 def _keys(families: Mapping[str, Rdict]) -> Iterator[bytes]:
-    yield from families[layout.HISTORIES].keys()
-    for key in families[layout.LINKS].keys():  # noqa: SIM118
+    yield from families[layout.HISTORIES].keys(from_key=layout.FIRST)
+    for key in families[layout.LINKS].keys(from_key=layout.FIRST):
         yield b"u" + key[1:] if key[:1] == CANDIDATES else key
-    user_ids = families[layout.USERS].keys()
-    for name in user_ids:
+    for name in families[layout.USERS].keys(from_key=layout.FIRST):
         yield b"u" + name
 
 

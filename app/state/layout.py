@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from rocksdict import AccessType, BlockBasedOptions, ColumnFamily, DBCompressionType, Options, Rdict
+from rocksdict import BlockBasedOptions, ColumnFamily, DBCompressionType, Options, Rdict
 
 from app.errors import StateUnavailable
 from app.own_folders import hold
@@ -24,6 +24,10 @@ ITEM_LOG = "item_log"  # sequence → item id
 USERS = "users"  # user id → columns
 META = "meta"
 FAMILIES = (HISTORIES, OWN, LINKS, SEEN, ITEMS, ITEM_LOG, USERS, META)
+# Each family that readers use holds under this key the number of the last publication: a secondary may show one family
+# as it was before another (`app.state.secondary`). Records begin at FIRST.
+MARKED = (HISTORIES, LINKS, ITEMS, ITEM_LOG, USERS, META)
+MARK, FIRST = b"", b"\0"
 # Item sequences of a rebuilt database lie above all of the one before it, so that replicas take everything anew.
 SEQUENCES_PER_GENERATION = 1 << 40
 
@@ -128,11 +132,11 @@ def hold_for_writing(path: Path) -> IO[bytes]:
 def open_primary(path: Path, families: Sequence[str] = FAMILIES) -> Rdict:
     """The one writer's view; fails while another process holds it."""
     path.mkdir(parents=True, exist_ok=True)
-    options = {name: _options() for name in families}
-    if SEEN in options:  # most identities that are looked up are new: memory need not be searched for them either
-        options[SEEN].set_memtable_prefix_bloom_ratio(0.05)
-        options[SEEN].set_memtable_whole_key_filtering(True)
-    return Rdict(str(path), _options(), column_families=options)
+    columns = {name: database_options() for name in families}
+    if SEEN in columns:  # most identities that are looked up are new: memory need not be searched for them either
+        columns[SEEN].set_memtable_prefix_bloom_ratio(0.05)
+        columns[SEEN].set_memtable_whole_key_filtering(True)
+    return Rdict(str(path), database_options(), column_families=columns)
 
 
 def close(db: Rdict, families: dict[str, Rdict], handles: dict[str, ColumnFamily]) -> None:
@@ -163,18 +167,8 @@ def get_many(family: Rdict, keys: Sequence[bytes]) -> list[bytes | None]:
     return found
 
 
-def open_secondary(path: Path, own_path: Path, families: Sequence[str] = FAMILIES) -> Rdict:
-    """A reader's view that follows by `try_catch_up_with_primary`; `own_path` is this reader's alone."""
-    own_path.mkdir(parents=True, exist_ok=True)
-    access = AccessType.secondary(str(own_path))
-    options = _options()
-    options.set_max_open_files(-1)  # files that the writer deletes must stay open here
-    # More threads than one are started and ended per column family at every catch-up: 3 ms instead of 0.04.
-    options.set_max_file_opening_threads(1)
-    return Rdict(str(path), options, column_families={name: _options() for name in families}, access_type=access)
-
-
-def _options() -> Options:
+def database_options() -> Options:
+    """How databases and their column families are opened."""
     options = Options(raw_mode=True)
     blocks = BlockBasedOptions()
     blocks.set_bloom_filter(10, False)  # most identities that are looked up are new

@@ -21,11 +21,10 @@ from app.state.merging import Link
 from app.state.position import Position
 from app.state.reader import ItemChange, Kind, UserHistory
 from app.state.room import Shortage
+from app.state.secondary import Secondary
 from app.state.shares import WHOLE, Share
 
-# While the writer changes to another log, a catch-up may bring the number of a publication without all of its records
-# (about one in 300 clicks of a test, for less than 0.2 s): after this long it is tried once more.
-_SETTLE_S = 0.2
+_PAUSES_S = (0.001, 0.01, 0.05)
 
 
 class _View:
@@ -33,15 +32,22 @@ class _View:
 
     def __init__(self, database: Path, own_path: Path, opened: tuple[int, int]) -> None:
         self.opened, self.own_path = opened, own_path
-        self.db: Rdict = layout.open_secondary(database, own_path)
-        families = {name: self.db.get_column_family(name) for name in layout.FAMILIES}
+        secondary = Secondary(database, own_path)
+        self._catch_up, families = secondary.catch_up, secondary.families
+        self._families = [families[name] for name in layout.MARKED]
         self.histories, self.links = families[layout.HISTORIES], families[layout.LINKS]
         self.items, self.item_log = families[layout.ITEMS], families[layout.ITEM_LOG]
         self.users, self.meta = families[layout.USERS], families[layout.META]
 
-    def moves(self) -> int:
-        """Number of the last publication that this secondary holds."""
-        return int.from_bytes(self.meta.get(b"moves", b"\0"), "little")
+    def moves_from(self, wanted: int) -> int:
+        """Catches up, a moment later again where less than `wanted` shows; the last publication in every family."""
+        for pause in _PAUSES_S:
+            self._catch_up()
+            found = min(int.from_bytes(family.get(layout.MARK, b"\0"), "little") for family in self._families)
+            if found >= wanted:
+                break
+            time.sleep(pause)
+        return found
 
     def share(self) -> Share:
         """What the database holds."""
@@ -66,7 +72,6 @@ class StateReplica:
         self._position: Position | None = None
         self._view: _View | None = None
         self._caught = -1
-        self._caught_s, self._settled = 0.0, False
         self._opened = 0
         self._mark: IO[bytes] | None = None
 
@@ -79,11 +84,9 @@ class StateReplica:
     # --- following
 
     def behind(self) -> bool:
-        """Whether the writer has moved since the last catch-up, or that may not have shown all; a memory read."""
+        """Whether the writer has moved since the last catch-up; a memory read."""
         position = self._position
-        if position is None or position.moves != self._caught or position.is_replaced():
-            return True
-        return not self._settled and time.monotonic() - self._caught_s > _SETTLE_S
+        return position is None or position.moves != self._caught or position.is_replaced()
 
     def catch_up(self) -> None:
         """Makes everything up to the shared position visible, in any thread, while others read.
@@ -102,7 +105,7 @@ class StateReplica:
                 raise
             except Exception as error:  # rocksdict raises bare exceptions
                 raise StateUnavailable(f"state database {self._databases} cannot be followed: {error}") from None
-            self._settled, self._caught, self._caught_s = wanted == self._caught, wanted, time.monotonic()
+            self._caught = wanted
 
     def _mapped(self) -> Position:
         if self._position is None or self._position.is_replaced():
@@ -110,26 +113,25 @@ class StateReplica:
         return self._position
 
     def _follow(self, wanted: int, opened: tuple[int, int]) -> None:
-        before = view = self._view
-        if view is None or view.opened != opened:
+        before, found = self._view, -1
+        if before is not None and before.opened == opened:
+            found = before.moves_from(wanted)
+        if found < wanted:
+            # What another writer has opened; or RocksDB's secondary hides what was flushed behind older records of its
+            # own memory, until something else is written.
             view = self._open(opened)
-        else:
-            view.db.try_catch_up_with_primary()
-        # RocksDB reports success also where the files have gone: only what is found there counts.
-        for pause in (0.0, 0.001, 0.01, 0.05):
-            found = view.moves()
-            if found >= wanted:
-                self._view = view
-                if before is not None and before is not view:  # its readers in flight hold it still
-                    shutil.rmtree(before.own_path, ignore_errors=True)
-                return
-            time.sleep(pause)
-            view.db.try_catch_up_with_primary()
-        if view is not before:
-            shutil.rmtree(view.own_path, ignore_errors=True)
-        raise StateUnavailable(
-            f"state database {self._databases}: found publication {found}, wanted {wanted} or later of the position"
-        )
+            try:
+                found = view.moves_from(wanted)
+                if found < wanted:  # also where the files have gone: RocksDB reports success there
+                    raise StateUnavailable(
+                        f"state database {self._databases}: found publication {found}, wanted {wanted} or later"
+                    )
+            except Exception:  # rocksdict raises bare exceptions
+                shutil.rmtree(view.own_path, ignore_errors=True)
+                raise
+            self._view = view
+            if before is not None:  # its readers in flight hold it still
+                shutil.rmtree(before.own_path, ignore_errors=True)
 
     def _open(self, opened: tuple[int, int]) -> _View:
         generation, _ = opened

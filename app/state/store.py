@@ -472,7 +472,8 @@ class StateStore:
             "partitions": self._partitions,
         }
         self._put(write, layout.META, b"state", orjson.dumps(saved))
-        self._put(write, layout.META, b"moves", _I64.pack(moves))
+        for family in layout.MARKED:
+            self._put(write, family, layout.MARK, _I64.pack(moves))
 
     def _put(self, write: WriteBatch, family: str, key: bytes, value: bytes | None) -> None:
         if value is None:

@@ -6,7 +6,7 @@ import time
 from rocksdict import Rdict
 
 from app.state.history import drop_expired, is_view
-from app.state.layout import HISTORIES, OWN, Changes
+from app.state.layout import FIRST, HISTORIES, OWN, Changes
 
 LEAST_LOOKED_AT = 200
 _HISTORIES_LOOKED_AT, _LOOK_AT_HISTORIES_S = 1000, 0.01  # of which events wait for that long at most
@@ -28,7 +28,7 @@ def expired(histories: Rdict, own: Rdict, first: bytes, since: int) -> tuple[Cha
     """Records as they are without what is older than `since` (milliseconds), among the next few; where to go on."""
     changes: Changes = {}
     enough = time.monotonic() + _LOOK_AT_HISTORIES_S
-    for looked, (key, record) in enumerate(histories.items(from_key=first)):
+    for looked, (key, record) in enumerate(histories.items(from_key=first or FIRST)):
         if looked == _HISTORIES_LOOKED_AT or (looked and time.monotonic() > enough):
             return changes, key
         kept = drop_expired(record, since)

@@ -13,7 +13,8 @@ from rocksdict import Rdict
 from app.errors import StateUnavailable
 from app.own_folders import hold
 from app.settings import StatsSettings
-from app.state.layout import get_many, open_secondary
+from app.state.layout import get_many
+from app.state.secondary import Secondary
 from app.stats.counters import DAY_US, HOUR_US, SIZES, Figure, read_figure, time_key
 from app.stats.fold import LISTS, SECOND_US, STATE, Progress
 from app.stats.held import DAYS, FAMILIES, HOURS, META
@@ -45,7 +46,7 @@ class StatsReader:
         self._margin_us = int((settings.allowed_lateness_s + settings.attribution_s) * SECOND_US)
         self._kept = {HOURS: settings.keep_hours * HOUR_US, DAYS: settings.keep_days * DAY_US}
         self._lock = threading.Lock()
-        self._db: Rdict | None = None
+        self._secondary: Secondary | None = None
         self._families: dict[str, Rdict] = {}
         self._caught = 0.0
         self._mark: IO[bytes] | None = None
@@ -133,7 +134,7 @@ class StatsReader:
     def close(self) -> None:
         """Gives up the secondary and its folder."""
         with self._lock:
-            self._db, self._families = None, {}
+            self._secondary, self._families = None, {}
             shutil.rmtree(self._own_path, ignore_errors=True)
             if self._mark is not None:
                 self._mark.close()
@@ -146,22 +147,26 @@ class StatsReader:
     def _catch_up(self) -> None:
         """Sees what was written until a moment ago."""
         try:
-            if self._db is None:
-                self._open()
-            elif time.monotonic() - self._caught > _FRESH_S:
-                self._db.try_catch_up_with_primary()
-                self._caught = time.monotonic()
+            if self._secondary is None:
+                self._secondary = self._open()
+            elif time.monotonic() - self._caught <= _FRESH_S:
+                return
+            if self._secondary.catch_up():  # something was flushed, which this one may hide
+                self._secondary = self._open()
+                self._secondary.catch_up()
+            self._caught = time.monotonic()
         except Exception as error:  # rocksdict raises bare exceptions
             raise StateUnavailable(f"the live figures cannot be read: {error}") from None
 
-    def _open(self) -> None:
+    def _open(self) -> Secondary:
         if not (self._paths.database / "CURRENT").exists():
             raise StateUnavailable("there are no live figures yet")
         if self._mark is None:
             self._mark = hold(self._own_path)
-        self._db = open_secondary(self._paths.database, self._own_path, FAMILIES)
-        self._families = {name: self._db.get_column_family(name) for name in FAMILIES}
-        self._caught = time.monotonic()
+        self._secondary, self._families = None, {}  # two at a time would share a folder
+        secondary = Secondary(self._paths.database, self._own_path, FAMILIES)
+        self._families = secondary.families
+        return secondary
 
 
 def _start(time_us: int, step: Step) -> int:

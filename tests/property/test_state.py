@@ -73,7 +73,7 @@ def log(
 def stored(path: Path) -> dict[bytes, bytes]:
     db = layout.open_primary(path)
     histories = db.get_column_family(layout.HISTORIES)
-    found = dict(histories.items())
+    found = dict(histories.items(from_key=layout.FIRST))
     histories.close()
     db.close()
     return found
@@ -155,9 +155,13 @@ def test_expired_entries_are_shown_by_nobody_whenever_they_are_dropped(
             store.drop_expired()
             ended = not store._next_history
         for family in (layout.HISTORIES, layout.OWN):
-            kept = [entry.time for record in store._families[family].values() for entry in entries_of(record)]
+            kept = [
+                entry.time
+                for record in store._families[family].values(from_key=layout.FIRST)
+                for entry in entries_of(record)
+            ]
             assert all(time // 1000 >= (since or 0) for time in kept)
-        assert all(entries_of(record) for record in store._families[layout.HISTORIES].values())
+        assert all(entries_of(record) for record in store._families[layout.HISTORIES].values(from_key=layout.FIRST))
         rows = accepted(events, DAY)
         draw.shuffle(rows)
         rebuilt = StateStore(folder / "rebuilt", options)

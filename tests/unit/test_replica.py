@@ -62,7 +62,7 @@ def test_a_database_that_cannot_be_followed_is_told_and_recovers(node: Node) -> 
     node.replica.catch_up()  # nothing is ahead: what was read can be read
     node.position.publish(Published({"events": {0: 2}}, moves=node.position.moves + 1))
     assert node.replica.behind()
-    with pytest.raises(StateUnavailable, match="wanted"):
+    with pytest.raises(StateUnavailable, match="no database"):
         node.replica.catch_up()
     assert node.items() == ("0",)
     hidden.rename(node.databases)
@@ -70,6 +70,22 @@ def test_a_database_that_cannot_be_followed_is_told_and_recovers(node: Node) -> 
     node.apply(1)
     node.replica.catch_up()
     assert node.items() == ("0", "1")
+
+
+def test_what_was_flushed_before_it_was_looked_at_shows(node: Node) -> None:
+    node.apply(0)
+    node.replica.catch_up()
+    node.apply(1)
+    node.store.flush()  # the replica's memory holds the history as it was, in front of the file
+    node.replica.catch_up()
+    assert node.items() == ("0", "1")
+    node.apply(2)
+    node.store.flush()
+    node.position.publish(node.store.apply(Batch(users=[("v", b"{}")])))  # nothing of the histories' own
+    node.replica.catch_up()
+    assert node.items() == ("0", "1", "2")
+    folders = (node.databases.parent / "replicas" / "r").glob("0*")
+    assert [folder.name for folder in folders] == ["00000000-2"]  # opened anew once
 
 
 def test_the_file_of_the_next_writer_is_mapped_where_the_one_before_was_removed(

@@ -6,7 +6,7 @@ wins.
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -159,8 +159,19 @@ class Registry:
 
     # Bundles
 
-    def register(self, bundle: str, folder: Path, manifest: Mapping[str, Any], created: float | None = None) -> None:
+    def register(
+        self,
+        bundle: str,
+        folder: Path,
+        manifest: Mapping[str, Any],
+        created: float | None = None,
+        *,
+        also: Callable[[sa.Connection], object] | None = None,
+    ) -> None:
         """Adds a bundle, not live. Bundles are immutable: an id is given once.
+
+        Args:
+            also: what is written in the same transaction, such as up to where published bundles were followed.
 
         Raises:
             Conflict: the id is taken.
@@ -174,6 +185,8 @@ class Registry:
         try:
             with self._database.transaction() as connection:
                 connection.execute(sa.insert(_BUNDLES), row)
+                if also is not None:
+                    also(connection)
         except IntegrityError:
             raise Conflict(f"bundle {bundle} is registered already; a bundle is registered under a new id") from None
 

@@ -276,6 +276,56 @@ class LearnSettings(Section):
         "Null: as a bundle's that is not followed for as long as the ranker slice lasts.",
     )
     gate_tolerance: float = Field(0.0, ge=0, description="How much worse than the champion a bundle may be.")
+    segments: tuple[Annotated[str, Field(pattern=r"^(history|(items|users|events)\..+)$")], ...] = Field(
+        ("history",),
+        description="By what a bundle's metrics are told apart too: `history` (events before), `items.COLUMN`, "
+        "`users.COLUMN`, `events.NAME` (`surface`, `context.KEY` ...; reads the lake once more each).",
+    )
+
+
+class PromotionSettings(Section):
+    """What a bundle must show before it goes live, and after."""
+
+    required: Literal["not_worse", "better"] = Field(
+        "not_worse",
+        description="Of the 95 % interval of the difference to the live bundle (same cases, users drawn together): "
+        "`not_worse`: it reaches no less than zero; `better`: all of it lies above zero.",
+    )
+    most_loss: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Share of the live bundle's figure that the mean may be lower by, however wide the interval is.",
+    )
+    segment_loss: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="The same on each segment (`learn.segments`) where the whole interval is below zero.",
+    )
+    segment_cases: int = Field(100, ge=1, description="Segments with fewer validation cases are not judged.")
+    watch_h: float = Field(24.0, ge=0, description="Hours for which what went live is watched; 0: not at all.")
+    least_answers: int = Field(
+        50, ge=1, description="Answers of a bundle before errors are judged; latency: ten times as many."
+    )
+    most_failed: float = Field(0.5, ge=0, le=1, description="Taken back if more than this share of its answers fail.")
+    most_slower: float = Field(
+        3.0, ge=1, description="Taken back if the 95th percentile of its answers' time is this many times the former's."
+    )
+    slower_from_ms: float = Field(50.0, ge=0, description="A 95th percentile below this is never too slow.")
+    least_impressions: int = Field(
+        2000, ge=1, description="Items shown by each of both bundles before their CTR is compared."
+    )
+    most_ctr_loss: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Taken back if its CTR is surely (99.9 %) lower than the former's by more than this share of it.",
+    )
+    ctr_settle_s: float = Field(
+        600.0, ge=0, description="Hours of shown items count this long after their end: clicks come later."
+    )
+    ctr_every_s: float = Field(60.0, gt=0, description="How often CTR is looked at.")
 
 
 class RegistrySettings(Section):
@@ -284,6 +334,11 @@ class RegistrySettings(Section):
     url: str = Field("", description="SQLAlchemy address of the registry; empty: sqlite under MANTA_HOME.")
     bundles: str = Field("", description="Folder of the bundles; empty: `$MANTA_HOME/bundles`.")
     keep: int = Field(10, ge=2, description="Bundles kept besides those that are live.")
+    published: str = Field(
+        "",
+        description="Folder or address (`s3://…`, `gs://…`) to which a pipeline copies what it publishes, for other "
+        "clusters to take; empty: they take it from where it is.",
+    )
 
 
 class ErasureSettings(Section):
@@ -316,6 +371,7 @@ class Settings(Section):
     cache: CacheSettings = CacheSettings()
     ray: RaySettings = RaySettings()
     learn: LearnSettings = LearnSettings()
+    promotion: PromotionSettings = PromotionSettings()
     registry: RegistrySettings = RegistrySettings()
     erasure: ErasureSettings = ErasureSettings()
     log: LogSettings = LogSettings()

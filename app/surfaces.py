@@ -51,6 +51,13 @@ class SurfaceSettings(Section):
         description="What a shown item is worth by what comes of it (`click: 1, purchase: 20`): candidates are ranked "
         "by the sum of weight × probability. Empty, or none that the ranker has learned: by `next`, else all alike.",
     )
+    bundle_ms: float | None = Field(
+        None,
+        gt=0,
+        description="Slowest median of a lone request, in one thread, of a bundle that may go live here; null: "
+        "`timeout_ms`.",
+    )
+    bundle_bytes: int | None = Field(None, ge=1, description="Largest bundle that may go live here; null: any.")
     ranked: bool = Field(True, description="`false`: retrieval order is the configured answer (no ranker).")
     rules: RuleSettings = Field(default=RuleSettings(), description="Rules that every rung obeys.")
     cache_ttl_s: float = Field(60.0, ge=0, description="Longest life of a cached answer; 0: no answer cache.")

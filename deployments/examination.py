@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from app.bundles.gate import SOUND, GateResult, examine
+from app.bundles.gate import SOUND, examine, latency_judge
 from app.bundles.manifest import verify
-from app.bundles.registry import Promotion
+from app.bundles.quality import GateResult
+from app.bundles.registry import BundleRow, Promotion
 from app.errors import GateRefused
+from app.settings import Settings
 from deployments.records import Records
 
 Smoke = Callable[[Path], object]
@@ -17,34 +19,36 @@ class Examination:
     """Belongs to one event loop; the work is done in threads.
 
     Args:
-        smoke: answers one request from a bundle's folder; raises where that fails. One at a time, for its memory.
+        smoke: answers from a bundle's folder and returns the milliseconds that takes; raises where that fails. One at
+            a time, for its memory.
     """
 
-    def __init__(self, records: Records, smoke: Smoke | None) -> None:
-        self._records, self._smoke = records, smoke
+    def __init__(self, records: Records, settings: Settings, smoke: Smoke | None) -> None:
+        self._records, self._settings, self._smoke = records, settings, smoke
         self._smoking = asyncio.Lock()
         self._verifying: dict[str, asyncio.Task[GateResult]] = {}  # by bundle
 
     async def refusal(self, promotion: Promotion) -> GateRefused | None:
         """None: its files are sound. Either is on record when this returns."""
-        folder = (await self._records.ask(self._records.registry.bundle, promotion.bundle)).folder
-        result = await self._verified(promotion.bundle, folder)
+        row = await self._records.ask(self._records.registry.bundle, promotion.bundle)
+        result = await self._verified(row)
         smoke = self._smoke
         if result.passed and promotion.kind == "promote" and smoke is not None:
+            judge = None if promotion.force else latency_judge(self._settings, promotion.surfaces)
             async with self._smoking:
-                result = await asyncio.to_thread(examine, None, lambda: smoke(folder))
+                result = await asyncio.to_thread(examine, None, lambda: smoke(row.folder), judge)
         if result.passed:
-            await self._records.note(promotion.id, figures=promotion.figures | {SOUND: True})
+            await self._records.note(promotion.id, figures=promotion.figures | result.figures | {SOUND: True})
             return None
         figures = promotion.figures | result.figures
         await self._records.note(promotion.id, state="refused", reason=result.reason, figures=figures)
         said = f"bundle {promotion.bundle} is refused: {result.reason}"
         return GateRefused(said, figures | {"promotion": promotion.id})
 
-    async def _verified(self, bundle: str, folder: Path) -> GateResult:
+    async def _verified(self, row: BundleRow) -> GateResult:
         """Surfaces that go back together share one look at the hashes."""
-        if bundle not in self._verifying:
-            look = asyncio.get_running_loop().create_task(asyncio.to_thread(examine, lambda: verify(folder)))
-            self._verifying[bundle] = look
-            look.add_done_callback(lambda _: self._verifying.pop(bundle))
-        return await asyncio.shield(self._verifying[bundle])
+        if row.id not in self._verifying:
+            work = asyncio.to_thread(examine, lambda: verify(row.folder, row.files))
+            self._verifying[row.id] = asyncio.get_running_loop().create_task(work)
+            self._verifying[row.id].add_done_callback(lambda _: self._verifying.pop(row.id))
+        return await asyncio.shield(self._verifying[row.id])

@@ -59,7 +59,7 @@ class Swap:
         self._load_timeout_s = load_timeout_s
         self._records = Records(registry)
         self._aftercare = Aftercare(self._records, self.rollout, lambda surface: self.rollback(surface, None))
-        self._examination = Examination(self._records, smoke)
+        self._examination = Examination(self._records, settings, smoke)
         self._admitting = asyncio.Lock()
         self._verdicts: dict[str, Verdict] = {}  # by promotion that was ever carried out here
         self._loading: dict[str, int] = {}  # bundle: promotions that want it loaded
@@ -154,7 +154,7 @@ class Swap:
             refusal = None if known else await self._examination.refusal(promotion)
             verdict.set_result(refusal)
             if refusal is None:
-                await self._swap(promotion)
+                await self._swap(await self._records.ask(self._registry.promotion, promotion.id))
         except Exception as error:
             await self._fail(promotion, error)
         finally:

@@ -71,13 +71,14 @@ def verify(
     bundle: Annotated[str, typer.Argument(metavar="ID|FOLDER", help="A registered bundle, or any bundle's folder.")],
     json_: show.JsonFlag = False,
 ) -> None:
-    """Checks every file of a bundle against its manifest. Exit code 1 where one differs."""
+    """Checks every file of a bundle against its manifest, and that against the registry. Exit code 1: one differs."""
     from app.bundles.manifest import verify as verify_folder
 
-    folder = Path(bundle)
+    folder, registered = Path(bundle), None
     if not folder.is_dir():
-        folder = _registry().bundle(bundle).folder
-    manifest = verify_folder(folder)
+        row = _registry().bundle(bundle)
+        folder, registered = row.folder, row.files
+    manifest = verify_folder(folder, registered)
     result = {"bundle": manifest.id, "folder": str(folder), "files": len(manifest.files), "sound": True}
     if json_:
         show.as_json(result)

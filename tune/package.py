@@ -17,14 +17,12 @@ import ray
 from numpy.typing import NDArray
 
 from app.bundles.build import Lineage, write_bundle
-from app.bundles.gate import versus
-from app.bundles.load import LoadedBundle, load_bundle
+from app.bundles.judged import Judged
 from app.bundles.manifest import ValidationSplit, read_manifest
-from app.bundles.registry import Registry, bundles_folder, open_registry
+from app.bundles.registry import bundles_folder, open_registry
 from app.cache import write_lists_sst
 from app.erasure.erased import Erased, load_erased
-from app.errors import BundleError, NotFound
-from app.evaluation.protocols import Evaluation
+from app.errors import BundleError
 from app.evaluation.splits import TimeSplit
 from app.features.statistics import ItemStatistics
 from app.features.table import feature_names, make_spec
@@ -33,21 +31,21 @@ from app.models.families import family_of, load_model
 from app.models.interactions import Catalogue, Histories
 from app.retrieval.sources import Source, retrieve, source_of
 from app.settings import Settings
+from tune.against_live import against_live
 from tune.answer_log import AnswerLog
-from tune.assemble import BATCH, Assembled, Chain, Slices, assemble, judge_chain, plain_query
+from tune.assemble import BATCH, Assembled, Chain, Slices, assemble, plain_query
+from tune.case_segments import case_segments
 from tune.dataset import TrainingSet
 from tune.journal import TrialRecord
 from tune.ranker_plan import RankerPlan
 from tune.space import SweepFile
 from tune.trial import cap_threads, refit
-from tune.user_columns import UserColumns, user_columns
+from tune.user_columns import user_columns
 from tune.worker import refit_task
 
 LISTS = 1000  # users (the most recent) and items (the most popular) with a precomputed list each
 LIST_LENGTH = 100
 POPULAR = 10_000
-FRESH_CASES = 100  # fewer events after those that the champion learned from say nothing
-SAME_SLICE = 0.8  # share of our validation cases that lie in the champion's validation slice, to call it the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,25 +120,33 @@ def package(
     tell("writing the bundle")
     registry = open_registry(settings, home)
     try:
-        metrics = _metrics(assembled, best) | _against_live(registry, data, cases, assembled, sweep, users)
+        evaluation = assembled.evaluation
+        segments = case_segments(settings, home, data, cases)
+        judged = Judged(evaluation.users, evaluation.per_case, segments)
+        validation = ValidationSplit(
+            snapshot=data.snapshot,
+            from_ms=int(data.interactions.times[split.validation_cases[0]]),
+            to_ms=int(data.interactions.end),
+            cases=len(cases),
+            seed=seed,
+        )
         lineage = Lineage(
             surfaces=tuple(settings.surfaces),
             snapshot=data.snapshot,
             sweep=folder.name,
             seed=seed,
             code_version=code_version(),
-            metrics=metrics,
-            validation=ValidationSplit(
-                snapshot=data.snapshot,
-                from_ms=int(data.interactions.times[split.validation_cases[0]]),
-                to_ms=int(data.interactions.end),
-                cases=len(cases),
-                seed=seed,
+            data_hash=data.data_hash,
+            metrics=_metrics(assembled, best),
+            segments=judged.by_segment(),
+            comparisons=against_live(
+                registry, data, cases, judged, validation, str(sweep.metric), sweep.history_limit, users
             ),
+            validation=validation,
             sizes={"events": len(data.interactions), "users": data.interactions.n_users},
         )
         bundle = write_without_erased(
-            lambda erased: _write(settings, home, data, final, chain, lineage, erased),
+            lambda erased: _write(settings, home, data, final, chain, lineage, judged, erased),
             lambda: load_erased(settings, home),
             bundles_folder(settings, home),
         )
@@ -211,58 +217,6 @@ def _metrics(assembled: Assembled, best: Mapping[str, TrialRecord]) -> dict[str,
     return metrics
 
 
-def _against_live(
-    registry: Registry,
-    data: TrainingSet,
-    cases: NDArray[np.int64],
-    assembled: Assembled,
-    sweep: SweepFile,
-    users: UserColumns | None,
-) -> dict[str, float]:
-    """How the bundles that are live now do on our validation cases, for the gate.
-
-    Only events after those that a live bundle has learned from tell both apart fairly. Where there are hardly any, but
-    its own validation slice was nearly ours, its recorded figure is taken. Else nothing: the gate refuses.
-    """
-    figures: dict[str, float] = {}
-    metric = str(sweep.metric)
-    times = data.interactions.times[cases]
-    for live in sorted(set(registry.aliases().live.values())):
-        their_key, own_key = versus(live, metric)
-        try:
-            bundle = load_bundle(registry.bundle(live).folder)
-        except (BundleError, NotFound):
-            continue
-        theirs, split = bundle.manifest.metrics, bundle.manifest.validation
-        fresh = np.flatnonzero(times >= split.to_ms)
-        if len(fresh) >= FRESH_CASES:
-            theirs = _judge_bundle(bundle, data, cases[fresh], sweep.history_limit, users).metrics
-            figures[own_key] = float(assembled.evaluation.per_case[metric][fresh].mean())
-        elif np.mean((times >= split.from_ms) & (times < split.to_ms)) >= SAME_SLICE and metric in theirs:
-            figures[own_key] = assembled.evaluation.metrics[metric]
-        else:
-            continue
-        figures[their_key] = theirs[metric]
-    return figures
-
-
-def _judge_bundle(
-    bundle: LoadedBundle,
-    data: TrainingSet,
-    cases: NDArray[np.int64],
-    history_limit: int,
-    users: UserColumns | None,
-) -> Evaluation:
-    """A bundle on events whose rows are another catalogue's: items that it does not know are rows beyond its own."""
-    known = bundle.catalogue.row_of
-    places = np.array([known.get(item, len(known)) for item in data.catalogue.item_ids], np.int32)
-    translated = data.interactions.translated(places, len(known) + 1)
-    chain = Chain(bundle.mix, bundle.manifest.candidates, bundle.ranker, bundle.spec)
-    items = bundle.items.copy()
-    items.put(len(known), {})
-    return judge_chain(chain, bundle.sources, bundle.statistics, items, translated, cases, history_limit, users)
-
-
 def write_without_erased(write: Callable[[Erased], str], load: Callable[[], Erased], parent: Path) -> str:
     """Writes a bundle as long as it takes until nobody was erased meanwhile; its id.
 
@@ -294,6 +248,7 @@ def _write(
     final: Mapping[str, CandidateModel],
     chain: Chain,
     lineage: Lineage,
+    judged: Judged,
     erased: Erased,
 ) -> str:
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
@@ -312,6 +267,7 @@ def _write(
         statistics=ItemStatistics.of(data.interactions, chain.spec.half_lives_days),
         popular=popular,
         lineage=lineage,
+        judged=judged,
         write_lists=lambda file: write_lists_sst(file, _lists(data, sources, chain, popular, erased)),
     )
     return bundle

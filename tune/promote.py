@@ -1,6 +1,7 @@
 """Promotion where no system is up: gate and alias, in one process. With a system up its HTTP door is the way."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from app.bundles.gate import Admission, admit, admit_rollback
@@ -23,7 +24,7 @@ def promote(
     """Makes a registered bundle live on surfaces (default: all it was built for); whoever starts later reads it.
 
     Args:
-        force: skips the metric gate, never hashes and smoke.
+        force: skips the gates that compare figures, never hashes and smoke.
         expected: the bundle that must be live now.
 
     Raises:
@@ -33,7 +34,7 @@ def promote(
     """
     registry = open_registry(settings, home)
     try:
-        folder = registry.bundle(bundle).folder
+        row = registry.bundle(bundle)
         admission = admit(
             registry,
             settings,
@@ -41,8 +42,8 @@ def promote(
             surfaces,
             force=force,
             expected=expected,
-            verify=lambda: verify(folder),
-            smoke=lambda: smoke_apart(folder),
+            verify=lambda: verify(row.folder, row.files),
+            smoke=lambda: smoke_apart(row.folder),
         )
         return _moved(registry, admission)
     finally:
@@ -58,11 +59,14 @@ def rollback(settings: Settings, home: Path, surface: str) -> Promotion:
     """
     registry = open_registry(settings, home)
     try:
-        return _moved(
-            registry, admit_rollback(registry, surface, verify=lambda old: verify(registry.bundle(old).folder))
-        )
+        return _moved(registry, admit_rollback(registry, surface, verify=partial(_verify, registry)))
     finally:
         registry.close()
+
+
+def _verify(registry: Registry, bundle: str) -> None:
+    row = registry.bundle(bundle)
+    verify(row.folder, row.files)
 
 
 def _moved(registry: Registry, admission: Admission) -> Promotion:

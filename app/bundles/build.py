@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from safetensors.numpy import save_file
 
-from app.bundles.manifest import MANIFEST, FamilyEntry, Manifest, ValidationSplit, hash_of, verify
+from app.bundles.judged import JUDGED, Judged
+from app.bundles.manifest import MANIFEST, Comparison, FamilyEntry, Manifest, ValidationSplit, hash_of, verify
 from app.errors import BundleError
 from app.features.spec import FeatureSpec
 from app.features.statistics import ItemStatistics
@@ -43,7 +44,10 @@ class Lineage(BaseModel):
     sweep: str = ""
     seed: int = 0
     code_version: str = ""
+    data_hash: str = ""
     metrics: dict[str, float] = {}
+    segments: dict[str, dict[str, float]] = {}
+    comparisons: dict[str, Comparison] = {}
     validation: ValidationSplit = ValidationSplit()
     sizes: dict[str, int] = {}
 
@@ -61,6 +65,7 @@ def write_bundle(
     statistics: ItemStatistics,
     popular: NDArray[np.int32],
     lineage: Lineage,
+    judged: Judged | None = None,
     write_lists: Callable[[Path], None] | None = None,
     created: datetime | None = None,
 ) -> Path:
@@ -71,6 +76,7 @@ def write_bundle(
         candidates: how many reach the ranker, as it was trained.
         ranker: None: retrieval order is the bundle's answer.
         popular: int32 rows, most popular first: the last rung of the ladder.
+        judged: how it did on each validation case.
         write_lists: writes the precomputed lists to the path it is given (an SST file, `app.cache`).
         created: None: now.
 
@@ -85,6 +91,8 @@ def write_bundle(
     parent.mkdir(parents=True, exist_ok=True)
     with _whole_or_not_there(target) as temporary:
         _write_parts(temporary, catalogue, models, ranker, spec, statistics, popular)
+        if judged is not None:
+            judged.save(temporary / JUDGED)
         if write_lists is not None:
             write_lists(temporary / LISTS)
         files = _files(temporary)
@@ -99,19 +107,21 @@ def write_bundle(
             candidates=candidates,
             ranker="" if ranker is None else ranker.kind,
             files={name: hash_of(path) for name, path in sorted(files.items())},
-            **{**lineage.model_dump(), "sizes": sizes},
+            **{**dict(lineage), "sizes": sizes},
         )
         (temporary / MANIFEST).write_bytes(manifest.encoded())
     return target
 
 
-def rewrite_bundle(folder: Path, bundle_id: str, change: Callable[[Path], None], metrics: Mapping[str, float]) -> Path:
+def rewrite_bundle(
+    folder: Path, bundle_id: str, change: Callable[[Path], None], comparisons: Mapping[str, Comparison]
+) -> Path:
     """Writes a bundle again beside the old one under a new id, with other files: `FOLDER/../BUNDLE_ID`.
 
     Args:
         folder: of the old one, which stays as it is.
         change: gets a copy of its files to change, remove or add some.
-        metrics: the new one's.
+        comparisons: the new one's.
 
     Raises:
         BundleError: the old one is damaged, or the id is taken.
@@ -128,7 +138,7 @@ def rewrite_bundle(folder: Path, bundle_id: str, change: Callable[[Path], None],
         new = manifest.model_copy(
             update={
                 "id": bundle_id,
-                "metrics": dict(metrics),
+                "comparisons": dict(comparisons),
                 "files": {name: hash_of(path) for name, path in sorted(files.items())},
                 "sizes": manifest.sizes | {"bytes": _bytes(files)},
             }

@@ -84,10 +84,9 @@ class BundlesPlace:
         new = _new_id(row.id, subject.erasure)
         target = row.folder.parent / new
         if not target.exists():
-            metrics = read_manifest(row.folder).metrics
-            for old, its in replaced.items():  # figures of comparisons with what was live
-                metrics = {name.replace(f"versus.{old}.", f"versus.{its}."): value for name, value in metrics.items()}
-            rewrite_bundle(row.folder, new, lambda folder: _without(folder / LISTS, keys), metrics)
+            found = read_manifest(row.folder).comparisons
+            comparisons = {replaced.get(other, other): one for other, one in found.items()}
+            rewrite_bundle(row.folder, new, lambda folder: _without(folder / LISTS, keys), comparisons)
         reach("erase:bundle_written")
         if new not in {known.id for known in registry.bundles()}:
             registry.register(new, target, read_manifest(target).model_dump(mode="json"), created=row.created)

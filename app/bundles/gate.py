@@ -1,37 +1,26 @@
-"""The promotion gate: may this bundle go live, and if not, by which figures?
+"""The promotion gate: may this bundle go live, and if not, which gate refuses, what was found and what was wanted?"""
 
-A manifest is read here as JSON, as the registry keeps it. Its `metrics` are flat: `ndcg_at_10` is the whole chain's,
-`FAMILY.ndcg_at_10` a family's alone, `versus.ID.…` a comparison with an older bundle; `validation` names the cases.
-"""
-
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from app.bundles.registry import Kind, Promotion, Registry
+from app.bundles.judged import paired_files
+from app.bundles.quality import FAILED, GateResult, Json, check, refusal, within_budget
+from app.bundles.registry import BundleRow, Kind, Promotion, Registry
 from app.errors import BundleError, Conflict, GateRefused, NotFound
-from app.settings import LearnSettings, Settings
+from app.settings import Settings
 
 # A promotion's figures also keep what was live before and that its files were found sound, so that one that was
 # interrupted goes on as it was admitted.
 BEFORE = "before"
 SOUND = "sound"
+LATENCY = "latency_ms"  # median of a lone request, as the smoke request found it
 
-Json = Mapping[str, Any]
-# Metrics of an older bundle on the validation cases of a newer one: (the older manifest, the newer) -> figures.
-Reevaluate = Callable[[Json, Json], Mapping[str, float]]
 # Looks at a bundle; raises BundleError (hashes) or any MantaError (smoke request) where something is wrong.
 Check = Callable[[], object]
-
-
-@dataclass(frozen=True, slots=True)
-class GateResult:
-    """Whether a bundle may go live; `figures` are JSON and say by which numbers."""
-
-    passed: bool
-    reason: str
-    figures: dict[str, Any] = field(default_factory=dict)
+# Of what the smoke request told: the median of a lone request in milliseconds, where it is a number.
+Judge = Callable[[float], GateResult]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,65 +35,6 @@ class Admission:
     expected: dict[str, str | None]
 
 
-def versus(bundle: str, metric: str) -> tuple[str, str]:
-    """The keys in `metrics` of a comparison with `bundle`, recorded at building: its figure, ours on the same cases."""
-    return f"versus.{bundle}.{metric}", f"versus.{bundle}.chain.{metric}"
-
-
-def check(
-    candidate: Json, champion: Json | None, learn: LearnSettings, *, reevaluate: Reevaluate | None = None
-) -> GateResult:
-    """Compares a bundle with the live one by `learn.metric` on one and the same set of cases.
-
-    The same validation split: the recorded figures. Another split: the comparison that the sweep recorded when it
-    built the candidate, else the champion measured again on the candidate's cases by `reevaluate`, else refused.
-
-    Args:
-        champion: the live bundle's manifest, None: nothing is live, so that any measured bundle passes.
-    """
-    metric = learn.metric
-    own = _figure(candidate, metric)
-    figures: dict[str, Any] = {"metric": metric, "candidate": own, "tolerance": learn.gate_tolerance}
-    if own is None:
-        return GateResult(False, f"the bundle's manifest has no {metric} of its chain", figures)
-    if champion is None:
-        return GateResult(True, "nothing is live yet", figures)
-    figures["champion_bundle"] = champion.get("id")
-    theirs, own, basis = _comparable(candidate, champion, metric, own, reevaluate)
-    figures |= {"candidate": own, "champion": theirs, "basis": basis}
-    if theirs is None or own is None:
-        reason = (
-            f"the live bundle {champion.get('id')} was validated on another split and no comparison is recorded; "
-            "sweep again, or force"
-        )
-        return GateResult(False, reason, figures)
-    said = f"{metric} {own:.4f} against {theirs:.4f} of the live bundle {champion.get('id')} ({basis})"
-    if own + learn.gate_tolerance < theirs:
-        return GateResult(False, f"worse than what is live: {said}", figures)
-    return GateResult(True, said, figures)
-
-
-def _comparable(
-    candidate: Json, champion: Json, metric: str, own: float, reevaluate: Reevaluate | None
-) -> tuple[float | None, float | None, str]:
-    """(champion's figure, candidate's figure, on what both were measured)."""
-    split = candidate.get("validation")
-    if split is not None and split == champion.get("validation"):
-        return _figure(champion, metric), own, "same validation split"
-    their_key, own_key = versus(str(champion.get("id")), metric)
-    if (theirs := _figure(candidate, their_key)) is not None:
-        return theirs, _figure(candidate, own_key), "compared when the bundle was built"
-    if reevaluate is not None:
-        found = reevaluate(champion, candidate).get(metric)
-        return (None if found is None else float(found)), own, "live bundle measured again"
-    return None, own, "different validation splits"
-
-
-def _figure(manifest: Json, key: str) -> float | None:
-    value = (manifest.get("metrics") or {}).get(key)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
 def admit(
     registry: Registry,
     settings: Settings,
@@ -115,17 +45,18 @@ def admit(
     expected: str | None = None,
     verify: Check | None = None,
     smoke: Check | None = None,
-    reevaluate: Reevaluate | None = None,
     joins: bool = False,
     total: int = 0,
 ) -> Admission:
-    """Everything before loading: what is live is what was expected, the metric gate, hashes, a smoke request.
+    """Everything before loading: what is live is what was expected, quality, segments, size, hashes, a smoke request
+    and the latency that it finds.
 
     Args:
         surfaces: default: every configured surface that the bundle was built for.
-        force: skips the metric gate, and nothing else.
+        force: skips the gates that compare figures (quality, segments, size, latency), and nothing else.
         expected: the bundle that must be live on each surface now.
-        verify, smoke: the looks at its files. None: the caller looks (`examine`) once the promotion is begun.
+        verify, smoke: the looks at its files; the latter returns its latency. None: the caller looks (`examine`) once
+            the promotion is begun.
         joins: one of the same bundle to the same surfaces that is under way is what is returned, not another.
         total: replicas that will have to load the bundle.
 
@@ -149,10 +80,14 @@ def admit(
     result = _expected(present, expected)
     if result.passed and not force:
         champions = sorted({found for found in present.values() if found is not None and found != bundle})
-        result = _compare(registry, settings, row.manifest, champions, reevaluate)
+        result = _compare(registry, settings, row, champions)
+        if result.passed and not (fits := within_budget(settings, targets, size=_bytes(row.manifest))).passed:
+            result = GateResult(False, fits.reason, result.figures | fits.figures)
     figures = result.figures
-    if result.passed and not (sound := examine(verify, smoke)).passed:
-        result, figures = sound, figures | sound.figures
+    if result.passed:
+        sound = examine(verify, smoke, None if force else latency_judge(settings, targets))
+        figures = figures | sound.figures
+        result = result if sound.passed else sound
     if not result.passed:
         refused = registry.start_promotion(
             bundle, targets, force=force, state="refused", reason=result.reason, figures=figures, total=total
@@ -197,12 +132,28 @@ def admit_rollback(
     return Admission(started, present)
 
 
-def examine(verify: Check | None, smoke: Check | None = None) -> GateResult:
-    """The slow half: hashes, then a smoke request. What raises refuses; the figures say which of them."""
+def examine(verify: Check | None, smoke: Check | None = None, judge: Judge | None = None) -> GateResult:
+    """The slow half: hashes, then a smoke request, then how long it took. What raises refuses."""
+    figures: dict[str, Any] = {}
     for what, look in (("hashes", verify), ("smoke request", smoke)):
-        if look is not None and not (result := _sound(look, what)).passed:
-            return result
-    return GateResult(True, "")
+        if look is None:
+            continue
+        try:
+            told = look()
+        except (BundleError, Conflict, NotFound) as error:
+            return refusal(what, str(error))
+        except Exception as error:  # nothing unsound goes live, whatever it raises
+            return refusal(what, f"{type(error).__name__}: {error}")
+        if isinstance(told, float):
+            figures[LATENCY] = told
+            if judge is not None and not (result := judge(told)).passed:
+                return GateResult(False, result.reason, figures | result.figures)
+    return GateResult(True, "", figures)
+
+
+def latency_judge(settings: Settings, surfaces: Sequence[str]) -> Judge:
+    """Against the surfaces' budgets."""
+    return lambda found: within_budget(settings, surfaces, latency_ms=found)
 
 
 def _under_way(
@@ -236,27 +187,23 @@ def _expected(present: Mapping[str, str | None], expected: str | None) -> GateRe
     if not wrong:
         return GateResult(True, "")
     found = ", ".join(f"{name}: {bundle or 'nothing'}" for name, bundle in wrong.items())
-    return GateResult(False, f"expected {expected} to be live, found {found}", {"expected": expected, "found": wrong})
+    figures = {"expected": expected, "found": wrong, FAILED: "expected"}
+    return GateResult(False, f"expected {expected} to be live, found {found}", figures)
 
 
-def _sound(look: Check, what: str) -> GateResult:
-    """Refuses with the reason of whatever the look at the bundle raises: nothing unsound goes live."""
-    try:
-        look()
-    except (BundleError, Conflict, NotFound) as error:
-        return GateResult(False, f"{what}: {error}", {"failed": what})
-    except Exception as error:
-        return GateResult(False, f"{what}: {type(error).__name__}: {error}", {"failed": what})
-    return GateResult(True, "")
-
-
-def _compare(
-    registry: Registry, settings: Settings, candidate: Json, champions: Sequence[str], reevaluate: Reevaluate | None
-) -> GateResult:
+def _compare(registry: Registry, settings: Settings, row: BundleRow, champions: Sequence[str]) -> GateResult:
     """The gate against every bundle that is live on one of the surfaces: the first refusal, else the last result."""
-    result = check(candidate, None, settings.learn)
-    for champion in champions:
+    result = check(row.manifest, None, settings.learn)
+    ours, metric = (row.folder, row.manifest), settings.learn.metric
+    for name in champions:
         if not result.passed:
             return result
-        result = check(candidate, registry.bundle(champion).manifest, settings.learn, reevaluate=reevaluate)
+        live = registry.bundle(name)
+        pair = partial(paired_files, ours, (live.folder, live.manifest), metric)
+        result = check(row.manifest, live.manifest, settings.learn, settings.promotion, pair=pair)
     return result
+
+
+def _bytes(manifest: Json) -> int | None:
+    found = (manifest.get("sizes") or {}).get("bytes")
+    return found if isinstance(found, int) else None

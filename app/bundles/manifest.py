@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -14,6 +15,8 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 # What may lie in a bundle: inert formats only. Nothing that a loader would execute.
 SUFFIXES = frozenset({".json", ".parquet", ".arrow", ".safetensors", ".faiss", ".sst", ".txt"})
+
+_LATER = ("data_hash", "segments", "comparisons")
 
 
 def _inert_path(path: str) -> str:
@@ -49,6 +52,28 @@ class ValidationSplit(_Part):
     seed: int = 0
 
 
+class Paired(_Part):
+    """Two bundles on the same cases: means of the metric, and how far apart they are.
+
+    Attributes:
+        low, high: 95 % interval of ours less theirs, paired by case, users drawn; None: no values by case were there.
+    """
+
+    cases: int = Field(ge=0)
+    theirs: float
+    ours: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Comparison(Paired):
+    """A bundle against another, for the gate: `theirs` is the other's. `basis`: which cases they are, in words."""
+
+    metric: str
+    basis: str
+    segments: dict[str, Paired] = {}
+
+
 class Manifest(_Part):
     """`manifest.json`.
 
@@ -56,6 +81,9 @@ class Manifest(_Part):
         mix: sources and how many candidates of each, as chosen on validation.
         ranker: kind of the ranker under `ranker/`; empty: retrieval order is the answer.
         snapshot, sweep: id of the lake snapshot and of the sweep it came from; empty: none.
+        data_hash: SHA-256 of what its models have learned from; empty: unknown.
+        segments: metrics by segment of the validation cases (`history=1-4`), with `cases`.
+        comparisons: by the id of a bundle that was live when this one was built.
         sizes: facts to show (items, users, events, bytes).
         files: path to SHA-256 (hex) of every other file.
     """
@@ -72,7 +100,10 @@ class Manifest(_Part):
     sweep: str = ""
     seed: int = 0
     code_version: str = ""
+    data_hash: str = ""
     metrics: dict[str, float] = {}
+    segments: dict[str, dict[str, float]] = {}
+    comparisons: dict[str, Comparison] = {}
     validation: ValidationSplit = ValidationSplit()
     sizes: dict[str, int] = {}
     files: dict[Annotated[str, AfterValidator(_inert_path)], Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = {}
@@ -80,6 +111,9 @@ class Manifest(_Part):
     def encoded(self) -> bytes:
         """The one way a manifest is written; anything else on the disk was changed by someone."""
         document = self.model_dump(mode="json")
+        for name in _LATER:  # bundles that were written before there was such a thing stay as they are
+            if not document[name]:
+                del document[name]
         text = json.dumps(document, sort_keys=True, ensure_ascii=False)
         document["checksum"] = hashlib.sha256(text.encode()).hexdigest()
         return (json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
@@ -117,13 +151,23 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def verify(folder: Path) -> Manifest:
+def verify(folder: Path, registered: Mapping[str, str] | None = None) -> Manifest:
     """Checks a bundle against its manifest: the very files, their hashes, no links. Needs nothing else.
+
+    Args:
+        registered: path to SHA-256 as they were when the bundle was registered, so that a manifest that was written
+            anew to suit changed files is found too; None: the manifest is believed.
 
     Raises:
         BundleError: naming the file, what was found and what was wanted.
     """
     manifest = read_manifest(folder)
+    wanted_files = manifest.files if registered is None else registered
+    for name in sorted({*manifest.files, *wanted_files}):
+        hashes = manifest.files.get(name), wanted_files.get(name)
+        if hashes[0] != hashes[1]:
+            place = f"{folder / MANIFEST}: {name}"
+            raise BundleError(f"{place}: found SHA-256 {hashes[0]}, wanted {hashes[1]} as registered")
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

@@ -68,6 +68,11 @@ class BundleRow:
     folder: Path
     manifest: dict[str, Any]
 
+    @property
+    def files(self) -> dict[str, str] | None:
+        """Path to SHA-256 as registered; None: not known."""
+        return self.manifest.get("files")
+
 
 @dataclass(frozen=True, slots=True)
 class Alias:

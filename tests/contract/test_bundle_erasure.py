@@ -14,7 +14,7 @@ from app.bundles import erase
 from app.bundles.build import LISTS, rewrite_bundle
 from app.bundles.erase import BundlesPlace
 from app.bundles.load import load_bundle
-from app.bundles.manifest import verify
+from app.bundles.manifest import Comparison, verify
 from app.bundles.registry import Registry, open_registry
 from app.cache import ListStore, write_lists_sst
 from app.erasure.places import Subject
@@ -29,7 +29,7 @@ from tests.unit.tiny_bundle import write_tiny
 
 SETTINGS = Settings(surfaces={"home": SurfaceSettings(), "related": SurfaceSettings()})
 USER, OTHERS = "0d7c5e2f9a8b4c3d6e1f0a9b8c7d6e5f", [f"0d7c5e2f9a8b4c3d{place:016d}" for place in range(40)]
-Bundle = Callable[..., None]  # name, people, metrics
+Bundle = Callable[..., None]  # name, people, comparisons
 SUBJECT = Subject("e-1", USER, (), 0, {})
 
 
@@ -48,7 +48,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(plain: Path, registry: Registry, tmp_path: Path) -> Bundle:
     """Registers bundles with a list for each of some people."""
 
-    def make(name: str, people: list[str], metrics: dict[str, float] | None = None) -> None:
+    def make(name: str, people: list[str], comparisons: dict[str, Comparison] | None = None) -> None:
         lists = {f"u:{person}": np.arange(5, dtype=np.int32) for person in people}
 
         def change(fresh: Path) -> None:
@@ -56,7 +56,7 @@ def bundle(plain: Path, registry: Registry, tmp_path: Path) -> Bundle:
 
         folder = tmp_path / "bundles" / "plain"
         shutil.copytree(plain, folder)
-        made = rewrite_bundle(folder, name, change, metrics or {"ndcg_at_10": 0.2})
+        made = rewrite_bundle(folder, name, change, comparisons or {})
         shutil.rmtree(folder)
         registry.register(name, made, verify(made).model_dump(mode="json"))
 
@@ -75,7 +75,8 @@ def test_a_live_one_is_replaced_what_it_leads_back_to_too_and_the_rest_is_as_it_
     bundle: Bundle, registry: Registry, tmp_path: Path
 ) -> None:
     bundle("first", [USER, *OTHERS])
-    bundle("second", [*OTHERS, USER], {"ndcg_at_10": 0.3, "versus.first.ndcg_at_10": 0.2})
+    against = Comparison(metric="ndcg_at_10", basis="fresh events", cases=9, theirs=0.2, ours=0.3)
+    bundle("second", [*OTHERS, USER], {"first": against})
     bundle("other", OTHERS)
     registry.move("first", {"home": None, "related": None})
     registry.move("second", {"home": "first"})
@@ -94,7 +95,7 @@ def test_a_live_one_is_replaced_what_it_leads_back_to_too_and_the_rest_is_as_it_
     assert live["related"].previous is None
     assert {row.id for row in registry.bundles()} == {"other", live["home"].bundle, live["related"].bundle}
     now = registry.bundle(live["home"].bundle)
-    assert now.manifest["metrics"] == {"ndcg_at_10": 0.3, f"versus.{live['related'].bundle}.ndcg_at_10": 0.2}
+    assert verify(now.folder).comparisons == {live["related"].bundle: against}
     assert keys(now.folder, tmp_path) == {*(f"u:{person}".encode() for person in OTHERS), b"i:i1"}
     assert load_bundle(now.folder).manifest == verify(now.folder)
     assert BundlesPlace(SETTINGS, tmp_path).clear(SUBJECT)[0].detail.startswith("0 replaced")

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from app.bundles.gate import admit, admit_rollback, check, examine, versus
+from app.bundles.gate import admit, admit_rollback, examine
+from app.bundles.manifest import Comparison
+from app.bundles.quality import check
 from app.bundles.registry import Registry
 from app.errors import BundleError, Conflict, GateRefused, NotFound
 from app.settings import LearnSettings, Settings
@@ -51,14 +53,19 @@ def test_the_first_bundle_passes_but_never_one_without_a_figure() -> None:
     assert not check(manifest("new", float("nan")), None, LEARN).passed
 
 
-def test_another_split_is_measured_again_or_refused() -> None:
+def test_another_split_is_refused_unless_a_comparison_was_recorded() -> None:
     old = manifest("old", 0.9, split="s0")
-    assert not check(manifest("new", 0.1), old, LEARN).passed
-    assert check(manifest("new", 0.1), old, LEARN, reevaluate=lambda *_: {"ndcg_at_10": 0.09}).passed
-    recorded = dict(zip(versus("old", "ndcg_at_10"), (0.2, 0.15), strict=True))
-    result = check(manifest("new", 0.3, "s1", **recorded), old, LEARN)
+    refused = check(manifest("new", 0.1), old, LEARN)
+    assert not refused.passed
+    assert refused.reason.startswith("quality: found the live bundle old validated on another split")
+    recorded = Comparison(metric="ndcg_at_10", basis="fresh", cases=200, theirs=0.2, ours=0.15).model_dump()
+    result = check(manifest("new", 0.3) | {"comparisons": {"old": recorded}}, old, LEARN)
     assert not result.passed
     assert (result.figures["champion"], result.figures["candidate"]) == (0.2, 0.15)
+    of_another_metric = recorded | {"metric": "recall_at_20"}
+    assert check(manifest("new", 0.3) | {"comparisons": {"old": of_another_metric}}, old, LEARN).figures["basis"] == (
+        "different validation splits"
+    )
 
 
 def test_a_better_bundle_is_admitted_with_what_must_still_be_live(registry: Registry) -> None:

@@ -62,7 +62,7 @@ class Replica:
 
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
-    monkeypatch.setattr("deployments.examination.verify", lambda _: None)
+    monkeypatch.setattr("deployments.examination.verify", lambda *_: None)
     monkeypatch.setattr("deployments.swap.REGISTRY_POLL_S", 0.02)
     monkeypatch.setattr("deployments.records.RETRY_S", 0.02)
     monkeypatch.setattr("deployments.rollout.POLL_S", 0.1)
@@ -237,7 +237,7 @@ async def test_smoke_and_hashes_are_never_skipped(
     with pytest.raises(GateRefused, match="smoke"):
         await swap.promote("b1", None, True, None)
 
-    def flipped_bit(_: Path) -> None:
+    def flipped_bit(*_: Any) -> None:
         raise BundleError("hash differs")
 
     monkeypatch.setattr("deployments.examination.verify", flipped_bit)
@@ -368,7 +368,7 @@ class Slow:
         self.looks = 0
         self.finds: Exception | None = None
 
-    def __call__(self, _: Path) -> None:
+    def __call__(self, *_: Any) -> None:
         self.looks += 1
         self.go.wait(5)
         if self.finds is not None:

@@ -108,6 +108,9 @@ class FamilyPlan(_Part):
     defaults: bool = Field(True, description="Whether the first trial is the family's defaults.")
     cpus: float | None = Field(None, gt=0, description="CPUs a trial reserves; null: the sweep's `cpus`.")
     gpus: float = Field(0.0, ge=0, description="GPUs a trial reserves where the cluster has any.")
+    workers: int = Field(
+        1, ge=1, le=64, description="Processes that fit the best configuration for the bundle together, by Ray Train."
+    )
     space: dict[str, ParamSpec] | None = Field(
         None, description="Parameters to search; those not named keep their defaults. Null: the family's own ranges."
     )
@@ -219,6 +222,11 @@ def parse_sweep(loaded: Any, origin: str, settings: Settings) -> SweepFile:
 
 def _check_whole(sweep: SweepFile, origin: str) -> None:
     """Keys that contradict each other."""
+    for name, plan in sweep.families.items():
+        if plan.workers > 1 and not FAMILIES[name].shared_fit:
+            able = sorted(one.name for one in FAMILIES.values() if one.shared_fit)
+            wanted = f"1, which only {', '.join(able)} may exceed"
+            raise SettingsError(origin, f"families.{name}.workers", plan.workers, wanted)
     if sweep.segment is not None:
         if sweep.scheduler == "asha":
             raise SettingsError(origin, "scheduler", "asha", "none, since segment trains many small models a trial")

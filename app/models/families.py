@@ -63,6 +63,7 @@ class Family:
         params: the model of its parameters; the defaults were chosen on the demo's validation split.
         space: the parameters that a sweep searches, and where.
         fit_cost: rough seconds of one fit of 90,000 events and 9,000 items on one core, to order and budget trials.
+        shared_fit: whether several processes can fit it together (`app.models.together`).
     """
 
     name: str
@@ -70,6 +71,7 @@ class Family:
     params: type[FamilyParams]
     space: Mapping[str, Range]
     fit_cost: float
+    shared_fit: bool = False
 
     @property
     def iterative(self) -> bool:
@@ -175,6 +177,7 @@ FAMILIES: dict[str, Family] = {
                 "l2": FloatRange(0.0001, 0.1, log=True),
             },
             18.0,
+            shared_fit=True,
         ),
         Family(
             "sasrec",
@@ -189,6 +192,7 @@ FAMILIES: dict[str, Family] = {
                 "l2": FloatRange(0.001, 0.5, log=True),
             },
             25.0,
+            shared_fit=True,
         ),
         Family(
             "item2vec",

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from app.errors import MantaError
+from app.models import together
 from app.models.adam import AdamW, warm_then_cosine
 from app.models.candidate import Progress, StopFitting
 from app.models.interactions import Catalogue, Histories, Interactions
 from app.models.item_table import ItemTable, table_of, training_device
 from app.models.sasrec_network import Encoder
 from app.models.sasrec_params import SasRecParams, Sizes, refuse_beyond, sizes_for
-from app.models.sequences import Sequences, oldest_first
+from app.models.sequences import Sequences, oldest_first, targets_in
 from app.models.softmax_loss import Negatives, halves_well, softmax_loss
 from app.models.storage import checked, load_model_files, save_model
 from app.models.torch_arrays import arrays_of, load_arrays
@@ -86,22 +87,28 @@ class SasRec:
         self._encoder = _network(sizes, self._asked.heads).to(device)
         step = _Step(items, self._encoder, data, sizes, device)
         self._take(items)
+        learned = list(step.parameters())
+        together.begin(learned, seed)
         optimizer: AdamW | None = None
         for iteration in range(sizes.iterations):
             self._encoder.train()
             batches = sequences.batches(sizes.history, sizes.batch_events, rng)
             if optimizer is None:
                 schedule = warm_then_cosine(sizes.iterations * len(batches))
-                optimizer = AdamW(step.parameters(), lr=sizes.lr, l2=self._asked.l2, schedule=schedule)
+                optimizer = AdamW(learned, lr=sizes.lr, l2=self._asked.l2, schedule=schedule)
             step.whole = iteration >= sizes.iterations - round(sizes.whole_share * sizes.iterations)
             total = torch.zeros((), device=device)
             for place in rng.permutation(len(batches)):
-                loss = step.loss(torch.from_numpy(sequences.padded(batches[place], data.n_items)).to(device))
+                windows = together.mine(batches[place])
                 optimizer.zero_grad()
-                loss.backward()
+                if len(windows):
+                    loss = step.loss(torch.from_numpy(sequences.padded(windows, data.n_items)).to(device))
+                    loss = loss * (targets_in(windows) / targets_in(batches[place]))
+                    loss.backward()
+                    total += loss.detach()
+                together.sum_gradients(learned)
                 optimizer.step()
-                total += loss.detach()
-            if not torch.isfinite(total):
+            if not torch.isfinite(together.summed(total)):
                 raise MantaError(f"sasrec: found a loss of {float(total)} in pass {iteration + 1}, wanted a number")
             self._take(items)
             if progress is not None:

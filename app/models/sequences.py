@@ -79,6 +79,11 @@ class Sequences:
         return np.where(index < windows[:, 1:], self.items[np.minimum(index, len(self.items) - 1)], padding)
 
 
+def targets_in(windows: NDArray[np.int64]) -> int:
+    """How many events of some windows have one before them."""
+    return int((windows[:, 1] - windows[:, 0] - 1).sum())
+
+
 def newest_first(histories: Histories, n_items: int, length: int) -> Matrix:
     """int64 (B, length): the newest known items of each history, newest first, padded with n_items at the end."""
     items, owner, ahead, _ = _newest(histories, n_items, length)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
+from app.models import together
 from app.models.adam import AdamW, warm_then_cosine
 from app.models.candidate import Progress, StopFitting
 from app.models.interactions import Catalogue, Histories, Interactions
@@ -96,18 +97,22 @@ class TwoTower:
         steps = params.iterations * -(-len(targets) // params.batch)
         optimizer = AdamW(learned, lr=params.lr, l2=params.l2, schedule=warm_then_cosine(steps, 0.1))
         self._take(items)
+        together.begin(learned, seed)
         for iteration in range(params.iterations):
             self._user.train()
             for batch in shuffled_batches(len(targets), params.batch, rng):
-                rows = torch.from_numpy(sequences.before(targets[batch], params.history, data.n_items)).to(device)
-                known = rows < data.n_items
-                read = items.reader(rows.numel())
-                entries = read(rows.clamp(max=data.n_items - 1)) * known[:, :, None]
-                hidden = self._user(entries, known)
-                wanted = torch.from_numpy(sequences.items[targets[batch]]).to(device)
-                loss = next_item_loss(items, read, hidden, wanted, params.n_negatives)
+                some = together.mine(targets[batch])
                 optimizer.zero_grad()
-                loss.backward()
+                if len(some):
+                    rows = torch.from_numpy(sequences.before(some, params.history, data.n_items)).to(device)
+                    known = rows < data.n_items
+                    read = items.reader(rows.numel())
+                    entries = read(rows.clamp(max=data.n_items - 1)) * known[:, :, None]
+                    hidden = self._user(entries, known)
+                    wanted = torch.from_numpy(sequences.items[some]).to(device)
+                    loss = next_item_loss(items, read, hidden, wanted, params.n_negatives)
+                    (loss * (len(some) / len(batch))).backward()
+                together.sum_gradients(learned)
                 optimizer.step()
             self._take(items)
             if progress is not None:

@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
+import ray
 import yaml
 
 from app.bundles.load import load_bundle
@@ -26,6 +27,7 @@ from app.events.schema import EVENTS, ITEMS
 from app.lake.commit import Progress, append, replace
 from app.lake.tables import open_lake
 from app.models.families import load_model
+from app.models.interactions import Histories
 from app.settings import Settings
 from deployments.cluster import attach
 from tune.dataset import load_training_set
@@ -33,6 +35,8 @@ from tune.journal import Journal, TrialRecord
 from tune.promote import promote
 from tune.report import SweepReport
 from tune.sweep import run_sweep
+from tune.together import fit_together_task
+from tune.trial import refit
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults]
 
@@ -274,3 +278,20 @@ def test_a_grid_and_a_random_search_find_the_same_at_any_parallelism(
         assert [path.name for path in kept] == [one["best"]]
         assert load_model("ials", kept[0]).n_items == N_ITEMS // 3
     assert segmented[0].bundle is None
+
+
+def test_two_processes_fit_the_model_that_one_fits(system: tuple[Settings, Path, Path]) -> None:
+    settings, home, _ = system
+    data = load_training_set(settings, home)
+    held, events = [ray.put((data.interactions, data.catalogue))], len(data.interactions)
+    params = {"iterations": 1, "dropout": 0.0, "n_negatives": 0, "warm_start": False}
+    task = ray.remote(num_cpus=0)(fit_together_task)
+    found = ray.get(task.remote(held, events, "sasrec", params, 5, 0, workers=2, cpus=0.5, gpus=0.0))
+    alone = refit("sasrec", params, data.interactions, data.catalogue, seed=5)
+    histories = Histories.of_lists([[0, 3, 6], [1]])
+    np.testing.assert_allclose(found.score(histories), alone.score(histories), atol=2e-3)
+    refused = task.remote(
+        held, events, "sasrec", {**params, "memory_limit_bytes": 1}, 5, 0, workers=2, cpus=0.5, gpus=0
+    )
+    with pytest.raises(MantaError, match="2 processes could not fit it together: .*memory_limit_bytes"):
+        ray.get(refused)

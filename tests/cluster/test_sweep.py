@@ -290,8 +290,3 @@ def test_two_processes_fit_the_model_that_one_fits(system: tuple[Settings, Path,
     alone = refit("sasrec", params, data.interactions, data.catalogue, seed=5)
     histories = Histories.of_lists([[0, 3, 6], [1]])
     np.testing.assert_allclose(found.score(histories), alone.score(histories), atol=2e-3)
-    refused = task.remote(
-        held, events, "sasrec", {**params, "memory_limit_bytes": 1}, 5, 0, workers=2, cpus=0.5, gpus=0
-    )
-    with pytest.raises(MantaError, match="2 processes could not fit it together: .*memory_limit_bytes"):
-        ray.get(refused)

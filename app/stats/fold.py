@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -40,11 +40,13 @@ class Progress:
         as_of: the highest event time of the events.
         complete: the same, once every partition has had a row or is known to be silent; what ends far enough below it
             does not change any more.
+        newest: the highest event time of events and impressions: windows are kept back from there.
     """
 
     watermark: int | None = None
     as_of: int | None = None
     complete: int | None = None
+    newest: int | None = None
 
 
 class StatsFold:
@@ -180,7 +182,7 @@ class StatsFold:
         if complete is None or (self.progress.complete or complete) > complete:
             complete = self.progress.complete
         watermark = min(heights) if complete is None else complete
-        self.progress = Progress(watermark, self._watermarks[EVENTS].high, complete)
+        self.progress = Progress(watermark, self._watermarks[EVENTS].high, complete, self._high())
 
     def _reached(self, partitions: Iterable[Place], idle: Collection[Place]) -> int | None:
         """What every partition has reached that is not idle; None: one of them has had no row yet."""
@@ -246,12 +248,11 @@ class StatsFold:
         def text_keys(found: Mapping[int, int]) -> dict[str, int]:
             return {str(partition): number for partition, number in found.items()}
 
-        progress = self.progress
         saved = {
             "format": FORMAT,
             "offsets": {topic: text_keys(partitions) for topic, partitions in self._offsets.items()},
             "heights": {topic: text_keys(mark.heights) for topic, mark in self._watermarks.items()},
-            "progress": {"watermark": progress.watermark, "as_of": progress.as_of, "complete": progress.complete},
+            "progress": asdict(self.progress),
             "topic_ids": self.topic_ids,
             "in_lake": self.in_lake,
             "late": dict(self.late),

@@ -92,7 +92,7 @@ class StatsReader:
 
     def kept_from(self, step: Step, progress: Progress) -> int | None:
         """Where the figures of this step begin, microseconds; older ones: the lake's table `figures`. None: nowhere."""
-        newest = progress.as_of if progress.as_of is not None else progress.watermark
+        newest = progress.newest
         family = _FAMILY[step]
         return None if newest is None else newest - newest % SIZES[family] - self._kept[family]
 

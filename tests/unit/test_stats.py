@@ -111,6 +111,11 @@ def test_a_reader_sees_hours_days_weeks_and_sources(tmp_path: Path) -> None:
     time.sleep(0.11)
     assert reader.figures(*span, "hour", surface=None, by_source=False) == []  # kept for a week
     assert len(reader.figures(*span, "day", surface=None, by_source=False)) == 3
+    assert reader.kept_from("hour", reader.progress()) == MONDAY + 90 * DAY_US + 10 * HOUR_US - 168 * HOUR_US
+    fold.apply(log.batch(answer(101 * 24 * 60, "r4")), now_us=NOW)  # answers go on where nobody reacts
+    time.sleep(0.11)
+    assert reader.kept_from("hour", reader.progress()) == MONDAY + 101 * DAY_US - 168 * HOUR_US
+    assert reader.figures(*span, "day", surface=None, by_source=False) == []
     reader.close()
     held.close()
 

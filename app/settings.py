@@ -308,7 +308,7 @@ class PromotionSettings(Section):
     least_answers: int = Field(
         50, ge=1, description="Answers of a bundle before errors are judged; latency: ten times as many."
     )
-    most_failed: float = Field(0.5, ge=0, le=1, description="Taken back if more than this share of its answers fail.")
+    most_failed: float = Field(0.2, ge=0, le=1, description="Taken back if more than this share of its answers fail.")
     most_slower: float = Field(
         3.0, ge=1, description="Taken back if the 95th percentile of its answers' time is this many times the former's."
     )

@@ -20,6 +20,7 @@ from app.events.schema import PUBLISHED
 from app.settings import Settings
 from app.smoke import smoke_apart
 from deployments.cluster import NAMESPACE
+from deployments.ctr_watch import CtrWatch
 from deployments.erasures import Erasures
 from deployments.rollout import Orders, Report
 from deployments.swap import Swap
@@ -35,7 +36,7 @@ class SwapCoordinator:
     """`Swap` behind Ray: errors cross the process boundary as plain values, under `problem`."""
 
     def __init__(self, settings: Settings, home: str) -> None:
-        self._settings = settings
+        self._settings, self._home = settings, Path(home)
         self._registry = open_registry(settings, Path(home))
         self._erasures = Erasures(settings, Path(home))
         self._producer: EventProducer | None = None
@@ -100,7 +101,8 @@ class SwapCoordinator:
     async def _started(self) -> Swap:
         async with self._starting:
             if self._swap is None:
-                swap = Swap(self._registry, self._settings, smoke=smoke_apart, publish=self._publish)
+                ctr = CtrWatch(self._settings, self._home, COORDINATOR)
+                swap = Swap(self._registry, self._settings, smoke=smoke_apart, publish=self._publish, ctr=ctr)
                 await swap.start()
                 self._swap = swap
         return self._swap

@@ -15,7 +15,7 @@ from app.bundles.gate import BEFORE, SOUND, Admission, admit, admit_rollback
 from app.bundles.registry import ENDED, Promotion, Registry
 from app.errors import Conflict, GateRefused, MantaError, NotFound
 from app.settings import Settings
-from deployments.aftercare import Aftercare
+from deployments.aftercare import Aftercare, Ctr
 from deployments.examination import Examination, Smoke
 from deployments.records import Records
 from deployments.rollout import EXPIRES_S, Orders, Report, Rollout
@@ -39,6 +39,7 @@ class Swap:
     Args:
         smoke: answers one request from a bundle's folder; raises where that fails.
         publish: told of each promotion that went live (the topic `bundles.published`).
+        ctr: whether clicks say that what went live does harm.
         settle_s: how long after its start the coordinator waits for replicas to join before it counts them.
     """
 
@@ -49,6 +50,7 @@ class Swap:
         *,
         smoke: Smoke | None = None,
         publish: Publish | None = None,
+        ctr: Ctr | None = None,
         settle_s: float = EXPIRES_S,
         load_timeout_s: float = LOAD_TIMEOUT_S,
     ) -> None:
@@ -58,7 +60,13 @@ class Swap:
         self._settled_at = time.monotonic() + settle_s
         self._load_timeout_s = load_timeout_s
         self._records = Records(registry)
-        self._aftercare = Aftercare(self._records, self.rollout, lambda surface: self.rollback(surface, None))
+        self._aftercare = Aftercare(
+            self._records,
+            self.rollout,
+            settings.promotion,
+            lambda surface, because: self.rollback(surface, None, because),
+            ctr,
+        )
         self._examination = Examination(self._records, settings, smoke)
         self._admitting = asyncio.Lock()
         self._verdicts: dict[str, Verdict] = {}  # by promotion that was ever carried out here
@@ -113,11 +121,12 @@ class Swap:
             )
         return await self._admitted(admission, VERDICT_S)
 
-    async def rollback(self, surface: str, within_s: float | None = VERDICT_S) -> Promotion:
+    async def rollback(self, surface: str, within_s: float | None = VERDICT_S, because: str | None = None) -> Promotion:
         """Begins the way back to the bundle that was live before, or joins the one that is under way.
 
         Args:
             within_s: how long to wait for the verdict on its files; None: until it is there.
+            because: why, for the record.
 
         Raises:
             NotFound: unknown surface, or nothing was live before.
@@ -125,7 +134,12 @@ class Swap:
         """
         async with self._admitting:
             admission = await asyncio.to_thread(
-                admit_rollback, self._registry, surface, joins=True, total=len(self.rollout.members())
+                admit_rollback,
+                self._registry,
+                surface,
+                joins=True,
+                total=len(self.rollout.members()),
+                because=because,
             )
         return await self._admitted(admission, within_s)
 
@@ -241,6 +255,7 @@ class Swap:
 
     async def _go_live(self, promotion: Promotion) -> None:
         """Phase two, after the move: the wait for the flip is only for saying so at the right moment."""
+        former = self._aftercare.former(promotion)
         try:
             await self._flip_everywhere(promotion)
             if promotion.kind == "rollback":
@@ -248,7 +263,7 @@ class Swap:
         except Exception:
             logger.exception("promotion %s is live; what goes with it failed", promotion.id)
         loaded, total = self.rollout.loaded(promotion.bundle)
-        figures = promotion.figures | {SOUND: True} | self._aftercare.figures(promotion)
+        figures = promotion.figures | {SOUND: True} | self._aftercare.figures(promotion, former)
         live = await self._records.note(promotion.id, state="live", loaded=loaded, total=total, figures=figures)
         if live is None:
             return

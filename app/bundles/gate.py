@@ -105,12 +105,14 @@ def admit_rollback(
     verify: Callable[[str], object] | None = None,
     joins: bool = False,
     total: int = 0,
+    because: str | None = None,
 ) -> Admission:
     """The way back to the bundle that was live on the surface before: hashes, no metric gate.
 
     Args:
         verify: checks the hashes of the bundle of this id. None: the caller does (`examine`).
         joins: a rollback of the surface that is under way is what is returned, not one further back.
+        because: why, for the record.
 
     Raises:
         NotFound: nothing was live before.
@@ -128,7 +130,7 @@ def admit_rollback(
         )
         raise GateRefused(f"bundle {bundle} is refused: {result.reason}", {"promotion": refused.id})
     figures = {BEFORE: present}
-    started = registry.start_promotion(bundle, [surface], kind="rollback", figures=figures, total=total)
+    started = registry.start_promotion(bundle, [surface], kind="rollback", reason=because, figures=figures, total=total)
     return Admission(started, present)
 
 

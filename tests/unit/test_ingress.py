@@ -10,7 +10,6 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.application import create_edge
 from deployments import ingress
-from deployments.health import Health, Tally, harm, is_harmful
 from deployments.scaling import IN_FLIGHT, by_requests_in_flight
 from tests.unit.fake_service import FakeService
 
@@ -87,13 +86,3 @@ class Context:
 
 def test_scaling_counts_what_serve_does_not_see() -> None:
     assert by_requests_in_flight(Context()) == (3.0, {})
-
-
-def test_harm_is_judged_on_enough_answers() -> None:
-    health = Health()
-    health.count("b", [RuntimeError()] * 30, local=True)
-    assert not is_harmful(harm({}, {"g": health.tallies(["b"])["b"]}))
-    health.count("b", [RuntimeError()] * 30, local=True)
-    assert is_harmful(harm({}, {"g": health.tallies(["b"])["b"]}))
-    assert not is_harmful(harm({"g": Tally(60, 60)}, {"g": Tally(120, 80)}))
-    assert health.tallies([]) == {}

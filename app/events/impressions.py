@@ -25,7 +25,16 @@ from app.events.json_columns import (
     within,
 )
 from app.events.rows import parse_json, rejection
-from app.events.schema import MAX_ID_BYTES, SCHEMA_VERSION, EventRejected, Impression, check_version, parse_time, short
+from app.events.schema import (
+    MAX_ID_BYTES,
+    SCHEMA_VERSION,
+    EventRejected,
+    Impression,
+    check_version,
+    parse_time,
+    refusal,
+    short,
+)
 
 SHOWN = pa.struct(
     [
@@ -116,16 +125,13 @@ def judge_impressions(topic: str, records: pa.Table, max_future_s: float) -> Jud
 
 
 def _validate(raw: object) -> Impression:
-    if isinstance(raw, dict):
-        check_version(raw.get("schema_version"))
+    if not isinstance(raw, dict):
+        raise EventRejected("type", f"found {short(raw)}, wanted an object")
+    check_version(raw.get("schema_version"))
     try:
         found = Impression.model_validate(raw)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise EventRejected(
-            "range", f"{field}: found {short(first.get('input'))}, wanted {first['msg']}", field
-        ) from None
+        raise refusal(error) from None
     check_version(found.schema_version)  # as text it is only known by now
     for item in found.items:
         if item.position > _MOST:

@@ -235,7 +235,7 @@ def validate_event(raw: object, now_ms: int, settings: EventSettings) -> Event:
     try:
         event = _validated(raw)
     except ValidationError as error:
-        raise _rejected(error) from None
+        raise refusal(error) from None
     if event.item_id is None and event.event_type not in settings.types_without_item:
         raise EventRejected("missing", f"item_id: an event of type {event.event_type} needs one", "item_id")
     moment = event.time_us
@@ -455,7 +455,8 @@ def encode_message(body: Mapping[str, Any]) -> bytes:
     return encoded
 
 
-def _rejected(error: ValidationError) -> EventRejected:
+def refusal(error: ValidationError) -> EventRejected:
+    """What is wrong first, with a code that says of which kind it is."""
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"]) or None
     kind = str(first["type"])

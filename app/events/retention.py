@@ -27,7 +27,8 @@ class Reach:
         reader: who reads.
         topic: what.
         partition: the one that is reached first.
-        hours_by_time: until the oldest unread message is as old as retention allows; None: kept without end.
+        hours_by_time: until the oldest unread message is as old as retention allows, 0 where it has gone already;
+            None: kept without end.
         hours_by_bytes: until so much has come at the log's average rate that it is pushed out; None: likewise.
         unread: offsets that the reader is behind, over all partitions.
     """
@@ -98,7 +99,7 @@ def measure(
                     )
                     for part, end in one.end.items()
                 }
-                nexts = {part: asked[one.topic, part] for part in one.end}
+                nexts = {part: read[one.topic].get(part, asked[one.topic, part]) for part in one.end}
                 found.append(nearest(reader, one.topic, limits[one.topic], logs, nexts, now))
     finally:
         times.close()
@@ -108,10 +109,14 @@ def measure(
 def nearest(
     reader: str, topic: str, limits: Limits, logs: Mapping[int, LogState], nexts: Mapping[int, int], now: int
 ) -> Reach:
-    """The partition that is reached first, from what is known of each."""
+    """The partition that is reached first, from what is known of each.
+
+    A reader whose next offset lies below the log's start has been reached: 0 hours.
+    """
     reached = {}
     for part, log in logs.items():
-        by_time, by_bytes = _by_time(limits, log, now), _by_bytes(limits, log, nexts[part], now)
+        by_time = _by_time(limits, log, now) if nexts[part] >= log.first else 0.0  # what comes next has gone already
+        by_bytes = _by_bytes(limits, log, nexts[part], now)
         reached[part] = Reach(reader, topic, part, by_time, by_bytes, 0)
     first = min(reached.values(), key=lambda one: (one.hours is None, one.hours or 0.0))
     unread = sum(max(0, log.end - nexts[part]) for part, log in logs.items())
@@ -139,7 +144,7 @@ def _by_bytes(limits: Limits, log: LogState, start: int, now: int) -> float | No
 
 
 def _next(held: TopicBounds, read: Mapping[int, int], partition: int) -> int:
-    """Where the reader is; behind the log's start (a gap already) its start."""
+    """The oldest message that is there for the reader: where it is, or the log's start where that lies behind it."""
     first = held.first[partition]
     return max(first, read.get(partition, first))
 

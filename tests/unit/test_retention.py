@@ -52,6 +52,14 @@ def test_the_nearer_of_the_two_counts() -> None:
     assert (found.hours_by_time, found.hours_by_bytes, found.hours) == (4.0, 9.0, 4.0)
 
 
+def test_a_reader_that_has_been_reached_already_is_an_alarm_though_nothing_is_left_to_read() -> None:
+    kept, emptied = Limits(retention_ms=168 * HOUR, retention_bytes=1500), log(first=100, bytes=0, first_time=None)
+    found = nearest("lake", "events", kept, {0: log(), 1: emptied}, {0: 100, 1: 40}, NOW)
+    assert (found.partition, found.hours, found.unread) == (1, 0, 60)
+    assert nearest("lake", "events", Limits(), {0: emptied}, {0: 99}, NOW).hours == 0
+    assert nearest("lake", "events", kept, {0: emptied}, {0: 100}, NOW).hours == 168
+
+
 @pytest.mark.parametrize("policy", ["compact", "compact,delete"])
 def test_compaction_of_events_is_refused_with_the_reason(policy: str) -> None:
     with pytest.raises(MantaError, match=f"found cleanup.policy={policy}, wanted delete: compaction would silently"):

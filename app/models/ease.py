@@ -13,10 +13,12 @@ from app.errors import MantaError
 from app.models.candidate import Progress
 from app.models.history_decay import HistoryDecay
 from app.models.interactions import Catalogue, Interactions
+from app.models.local_ease import local_weights, transposed_blocks
 from app.models.neighbour_family import NeighbourFamily
 from app.models.neighbour_table import NeighbourTable
 
 BLOCK = 512  # rows of the item-item matrix made at once
+NEIGHBOURHOOD = 200  # items that explain one where all are too many
 
 # The diagonal of P, and its rows in blocks (the diagonal inside the blocks may be left out).
 Inverse = tuple[NDArray[np.float32], Iterator[NDArray[np.float32]]]
@@ -41,6 +43,13 @@ class EaseParams(HistoryDecay):
         0.2, ge=0, le=1, description="Columns are divided by the item's frequency to this power; high: less popular."
     )
     n_neighbours: int = Field(300, ge=1, le=100_000, description="Largest weights (by size) kept per item.")
+    neighbourhood: int | None = Field(
+        None,
+        ge=0,
+        le=10_000,
+        description="Items that each is explained by; 0: all, exact. Null: all where the dense matrices are within "
+        "`memory_limit_bytes`, else 200.",
+    )
     memory_limit_bytes: int = Field(
         4_000_000_000, gt=0, description="Fitting is refused when its dense matrices would need more."
     )
@@ -49,10 +58,12 @@ class EaseParams(HistoryDecay):
 class Ease(NeighbourFamily):
     """B = I - P / diag(P) with P = (X'X + l2 I)^-1, X the weighted user × item matrix; scores are decayed history × B.
 
-    With fewer users than items the inverse goes through the users' side (Woodbury), exact and far cheaper.
+    With fewer users than items the inverse goes through the users' side (Woodbury), exact and far cheaper; where dense
+    matrices do not fit, each item is explained by the items that go with it most alone (`app.models.local_ease`).
     Searched: l2 30-1000, log; piece 0-200; user_power 0-0.5; target_power 0-0.4; place_tau 2-20, log; place_floor
     0-0.1.
-    Paper: Steck, "Embarrassingly shallow autoencoders for sparse data", WWW 2019.
+    Papers: Steck, "Embarrassingly shallow autoencoders for sparse data", WWW 2019; Steck, "Markov random fields for
+    collaborative filtering", NeurIPS 2019.
     """
 
     family: ClassVar[str] = "ease"
@@ -63,13 +74,16 @@ class Ease(NeighbourFamily):
         """Fits.
 
         Raises:
-            MantaError: the dense matrices would need more than `memory_limit_bytes`; nothing was allocated.
+            MantaError: it would need more than `memory_limit_bytes`; nothing was allocated.
         """
         del catalogue, seed, progress
         rows, n_rows = data.users, data.n_users
         if self.params.piece:
             rows, n_rows = pieces(data, self.params.piece)
-        refuse_beyond(self.params.memory_limit_bytes, data.n_items, n_rows)
+        size = self.params.neighbourhood
+        if size is None:
+            size = 0 if bytes_needed(data.n_items, n_rows) <= self.params.memory_limit_bytes else NEIGHBOURHOOD
+        refuse_beyond(self.params.memory_limit_bytes, data.n_items, n_rows, size)
         self.n_items = data.n_items
         users = csr_matrix((data.weights, (rows, data.items)), shape=(n_rows, data.n_items))
         frequency = np.bincount(data.items, minlength=data.n_items)
@@ -77,9 +91,13 @@ class Ease(NeighbourFamily):
             length = np.maximum(np.asarray(users.sum(axis=1)).ravel(), 1.0)
             users = users.multiply((length ** (-self.params.user_power / 2))[:, None]).tocsr()
         columns = (np.maximum(frequency, 1) ** -self.params.target_power).astype(np.float32)
-        inverse = inverse_by_users if n_rows < data.n_items else inverse_by_items
-        diagonal, blocks = inverse(users, self.params.l2)
-        weights = (block * columns for block in _without_self(blocks, diagonal))
+        weights: Iterator[NDArray[np.float32] | csr_matrix]
+        if size:
+            weights = transposed_blocks(local_weights(users, self.params.l2, size), columns, BLOCK)
+        else:
+            inverse = inverse_by_users if n_rows < data.n_items else inverse_by_items
+            diagonal, blocks = inverse(users, self.params.l2)
+            weights = (block * columns for block in _without_self(blocks, diagonal))
         self._table = NeighbourTable.of_blocks(weights, self.params.n_neighbours, signed=True)
         return self
 
@@ -97,18 +115,26 @@ def pieces(data: Interactions, size: int) -> tuple[NDArray[np.int32], int]:
     return numbers, max(int(new.sum()), 1)
 
 
-def refuse_beyond(limit_bytes: int, n_items: int, n_users: int) -> None:
-    """Refuses a fit whose dense matrices pass the limit.
+def bytes_needed(n_items: int, n_users: int, size: int = 0) -> int:
+    """Memory of a fit: exact (`size` 0), or with neighbourhoods of that size."""
+    if size:
+        return 12 * n_items * size * 8  # the Gram matrix's largest entries, pieces and whole; weights, and transposed
+    by_users = 8 * n_users * (2 * n_users + 3 * n_items)  # float64 kernel and factor, users × items thrice
+    by_items = 4 * 3 * n_items * n_items  # float32 Gram matrix, inverse, and what Cholesky needs beside them
+    return (by_users if n_users < n_items else by_items) + 4 * 8 * BLOCK * n_items
+
+
+def refuse_beyond(limit_bytes: int, n_items: int, n_users: int, size: int = 0) -> None:
+    """Refuses a fit that passes the limit.
 
     Raises:
         MantaError: with the bytes needed.
     """
-    by_users = 8 * n_users * (2 * n_users + 3 * n_items)  # float64 kernel and factor, users × items thrice
-    by_items = 4 * 3 * n_items * n_items  # float32 Gram matrix, inverse, and what Cholesky needs beside them
-    needed = (by_users if n_users < n_items else by_items) + 4 * 8 * BLOCK * n_items
+    needed = bytes_needed(n_items, n_users, size)
     if needed > limit_bytes:
+        kind = f"matrices with a neighbourhood of {size}" if size else "dense matrices"
         raise MantaError(
-            f"ease: {n_items} items and {n_users} users need {needed / 1e9:.1f} GB of dense matrices, "
+            f"ease: {n_items} items and {n_users} users need {needed / 1e9:.1f} GB of {kind}, "
             f"wanted at most memory_limit_bytes = {limit_bytes / 1e9:.1f} GB"
         )
 

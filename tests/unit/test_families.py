@@ -58,7 +58,7 @@ def test_ease_refuses_before_any_work_and_says_what_it_needs() -> None:
     empty = np.zeros(0, np.int32)
     data = Interactions(empty, empty, empty.astype(np.float32), empty.astype(np.int64), n, n)
     with pytest.raises(MantaError, match=r"12\d\.\d GB.*at most memory_limit_bytes = 4\.0 GB"):
-        Ease(EaseParams(piece=0)).fit(data, Catalogue([], pa.table({}), {}))
+        Ease(EaseParams(piece=0, neighbourhood=0)).fit(data, Catalogue([], pa.table({}), {}))
 
 
 def test_item_knn_cosine_is_its_formula() -> None:
@@ -182,6 +182,27 @@ def test_padding_drops_unknown_rows_and_keeps_the_newest() -> None:
     rows, held = oldest_first(histories, 10, 3)
     assert rows.tolist() == [[1, 2, 3], [10, 10, 10], [10, 10, 10], [4, 10, 10]]
     assert held.tolist() == [3, 0, 0, 1]
+
+
+def test_ease_by_neighbourhoods_is_ease_where_they_hold_everything() -> None:
+    data = random_events(300, 20, 4000)  # every item occurs with every other
+    exact, local, few = (Ease(EaseParams(neighbourhood=size)).fit(data, no_columns(data)) for size in (0, 19, 6))
+    histories = data.histories()
+    np.testing.assert_allclose(local.score(histories), exact.score(histories), atol=1e-5)
+    assert np.diff(few.neighbours()[0]).sum() == 20 * 6
+    assert not np.allclose(few.score(histories), exact.score(histories), atol=1e-3)
+
+
+def test_ease_explains_items_by_a_neighbourhood_where_all_are_too_many() -> None:
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(400, dtype=np.int32), 6)
+    items = (rng.integers(0, 50, 400).repeat(6) * 6 + np.tile(np.arange(6), 400)).astype(np.int32)  # 50 sets of six
+    data = Interactions(users, items, np.ones(2400, np.float32), np.arange(2400), 400, 300)
+    model = Ease(EaseParams(memory_limit_bytes=6_000_000)).fit(data, no_columns(data))
+    best = np.argsort(-model.score(Histories.of_lists([[12], [13, 14]])), axis=1)[:, :5]
+    assert (best // 6 == 2).all()
+    with pytest.raises(MantaError, match=r"need 0.0 GB of matrices with a neighbourhood of 200, wanted at most"):
+        Ease(EaseParams(memory_limit_bytes=1000)).fit(data, no_columns(data))
 
 
 def test_ials_weighs_the_regularisation_by_the_events_of_a_user() -> None:

@@ -1,5 +1,6 @@
 """Commands about data: lake (`scripts.lake`), dlq."""
 
+import base64
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +13,7 @@ from scripts.session import open_session
 if TYPE_CHECKING:
     from app.events.dead_letters import Position
 
+_REASONS = ("json", "type", "missing", "range", "future", "version", "key")  # `EventRejected.code` of a message
 Place = Annotated[str, typer.Argument(metavar="TOPIC/PARTITION/OFFSET", help="Where the message stood.")]
 
 
@@ -45,7 +47,7 @@ def dlq_list(
 
 
 def dlq_show(position: Place, json_: show.JsonFlag = False) -> None:
-    """One dead letter in full."""
+    """One dead letter in full; key and message as text, with `--json` in base64."""
     from app.erasure.erased import load_erased
     from app.events.dead_letters import show_dead_letter
 
@@ -58,14 +60,22 @@ def dlq_show(position: Place, json_: show.JsonFlag = False) -> None:
     if json_:
         show.as_json(found)
     else:
-        show.facts(found)
+        show.facts(found | {name: _text(found[name]) for name in ("key", "raw")})
+
+
+def _text(encoded: str) -> str:
+    """Bytes for a terminal: what is no text, or would move the cursor, is escaped."""
+    text = base64.b64decode(encoded).decode(errors="backslashreplace")
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def dlq_replay(
     positions: Annotated[
         list[str] | None, typer.Argument(metavar="[TOPIC/PARTITION/OFFSET]...", help="Only these; default: all.")
     ] = None,
-    reason: Annotated[list[str] | None, typer.Option(help="Only those of this reason; repeats.")] = None,
+    reason: Annotated[
+        list[str] | None, typer.Option(help=f"Only those of this reason ({', '.join(_REASONS)}); repeats.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be sent.")] = False,
     json_: show.JsonFlag = False,
 ) -> None:
@@ -77,6 +87,8 @@ def dlq_replay(
     from app.events.replay import Choice, replay_dead_letters
 
     wanted = frozenset(_position("manta dlq replay", word) for word in positions or [])
+    if wrong := [word for word in reason or [] if word not in _REASONS]:
+        raise SettingsError("manta dlq replay", "--reason", wrong[0], f"one of {', '.join(_REASONS)}")
     choice = Choice(wanted, frozenset(reason or []))
     session = open_session()
     with (

@@ -49,7 +49,14 @@ class Attached(NamedTuple):
 
 @contextlib.contextmanager
 def attach(
-    settings: Settings, home: Path, *, ray: bool = True, needs_broker: bool = True, ends: bool = False, say: Say
+    settings: Settings,
+    home: Path,
+    *,
+    ray: bool = True,
+    driver: bool = True,
+    needs_broker: bool = True,
+    ends: bool = False,
+    say: Say,
 ) -> Iterator[Attached]:
     """The living system of `home`, or a temporary one that ends with its last user; joined to Ray where `ray`.
 
@@ -57,6 +64,7 @@ def attach(
         settings: Settings of this command.
         home: The home.
         ray: The command needs Ray.
+        driver: It joins Ray; else it only speaks to its Jobs API.
         needs_broker: The command needs Kafka.
         ends: The system ends with this command, whoever else uses it (the demo).
         say: Takes a line about what is being started.
@@ -65,22 +73,26 @@ def attach(
         MantaError: what is needed cannot be started or reached.
     """
     if ray and inside_job() and running(home) is None:  # a node of a cluster that another machine's home started
-        join_ray()
+        if driver:
+            join_ray()
         yield Attached(settings, None)
         return
     with unwinding():
         run = join(settings, home, ray=ray, needs_broker=needs_broker, owns=ends, say=say)
         try:
             os.environ.update(client_environment(home, run.ports) | serve_environment(settings))
-            if ray:
+            if ray and driver:
                 import ray as _  # noqa: F401  # takes a second, like what it is to join
 
                 _wait_for_ray(run)
                 join_ray(run.address)
+            elif ray:
+                _wait_for_ray(run)
+                wait_for_dashboard(run)
             yield Attached(run.settings(settings), run)
         finally:
             ignore_signals()
-            if ray:
+            if ray and driver:
                 _leave_ray()
             if ends:
                 stop(home)

@@ -15,8 +15,8 @@ from typer.core import TyperGroup
 
 from app.errors import MantaError, SettingsError
 from app.settings import Settings, home_folder
-from scripts import bundles, data, evaluate, imports, show, state, system, users
-from scripts.session import lift_options, open_session
+from scripts import bundles, data, evaluate, follow, imports, pipeline, show, state, system, users
+from scripts.session import Session, lift_options, open_session
 
 if TYPE_CHECKING:
     from app.lake.follow import Wait
@@ -49,6 +49,7 @@ imports.add_to(app)
 data.add_to(app)
 evaluate.add_to(app)
 bundle_commands = bundles.add_to(app)
+follow.add_to(bundle_commands)
 users.add_to(app)
 state.add_to(app)
 
@@ -170,16 +171,24 @@ def promote(
 
     Of a system whose endpoint answers, all replicas change at once; otherwise what starts later reads what is live.
     """
-    session = open_session()
+    bundles.report(_make_live(open_session(), bundle, surface, force=force, expected=expected), json_)
+
+
+def _make_live(
+    session: Session,
+    bundle: str,
+    surfaces: Sequence[str] | None,
+    *,
+    force: bool = False,
+    expected: str | None = None,
+) -> bundles.Promoted:
+    """The promotion once it has ended: through the endpoint where one answers, else the alias alone is moved."""
     run = bundles.serving(session.home)
     if run is not None:
-        promotion = bundles.promote_live(run, bundle, surface, force, expected)
-    else:
-        from tune import promote as offline
+        return bundles.promote_live(run, bundle, list(surfaces or ()), force, expected)
+    from tune import promote as offline
 
-        found = offline.promote(session.settings, session.home, bundle, surface, force=force, expected=expected)
-        promotion = found.as_json()
-    bundles.report(promotion, json_)
+    return offline.promote(session.settings, session.home, bundle, surfaces, force=force, expected=expected).as_json()
 
 
 @bundle_commands.command(epilog="Example: manta bundles rollback home")
@@ -194,6 +203,9 @@ def rollback(surface: Annotated[str, typer.Argument(help="The surface.")], json_
 
         promotion = offline.rollback(session.settings, session.home, surface).as_json()
     bundles.report(promotion, json_)
+
+
+pipeline.add_to(app, _make_live)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

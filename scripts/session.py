@@ -1,12 +1,14 @@
 """Where a command works: its home and its settings, from the options before the command and the environment."""
 
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
 from app.settings import Settings, home_folder, load_settings
 from deployments import cluster
 from deployments.run import read, running
+from scripts import show
 
 
 class Session(NamedTuple):
@@ -31,6 +33,15 @@ def open_session() -> Session:
     run = None if "MANTA_SETTINGS" in os.environ else running(home)
     file = run.settings_file if run is not None and run.settings_file.exists() else None
     return Session(load_settings(file), home)
+
+
+def attached(
+    session: Session, *, ray: bool = True, driver: bool = True, needs_broker: bool = True
+) -> AbstractContextManager[cluster.Attached]:
+    """The living system of a command's home, or one that is there for it alone (`cluster.attach`)."""
+    return cluster.attach(
+        session.settings, session.home, ray=ray, driver=driver, needs_broker=needs_broker, say=show.say
+    )
 
 
 def lift_options(words: list[str]) -> list[str]:

@@ -33,6 +33,10 @@ from tune.trial import Rungs, SharedData
 RECORD = "sweep.json"
 
 
+class NothingFound(MantaError):
+    """A sweep ended without a single trial that succeeded."""
+
+
 def run_sweep(
     settings: Settings,
     home: Path,
@@ -42,6 +46,8 @@ def run_sweep(
     *,
     data: TrainingSet | None = None,
     register: bool = True,
+    under: str | None = None,
+    until: float | None = None,
 ) -> SweepReport:
     """Runs a sweep on the Ray that the caller is connected to, builds its best bundle and registers it, not live.
 
@@ -51,16 +57,20 @@ def run_sweep(
         progress: hears of every change (`report.live` makes one for a terminal).
         data: the training set; default: the lake's present snapshot (resumed: the snapshot it began with).
         register: False: stop after the leaderboard.
+        under: the id of the sweep; where it was begun before, it is resumed.
+        until: in seconds since 1970: then no trial goes on, as if `budget_s` had ended; the best so far counts.
 
     Raises:
         SettingsError: the file is wrong, or differs from that of the sweep to resume.
         NotFound: no such sweep to resume.
-        MantaError: no trial of any family succeeded, or there is nothing to learn from.
+        NothingFound: no trial of any family succeeded.
+        MantaError: there is nothing to learn from.
     """
     if not ray.is_initialized():
         raise MantaError("sweep: found no Ray, wanted a connected one (manta up, or `attach`)")
     begun = time.perf_counter()
-    folder, sweep, recorded = _opened(settings, home, file, resume)
+    folder, sweep, recorded = _opened(settings, home, file, resume, under)
+    ends = math.inf if until is None else time.monotonic() + until - time.time()
     journal = Journal(folder / "trials.jsonl")
     planned = 0
 
@@ -79,14 +89,16 @@ def run_sweep(
     by_segment: list[dict[str, Any]] = []
     tell("trials")
     if sweep.segment is not None:
-        losses, by_segment = _run_segments(settings, folder, sweep, found, journal, searcher, tell)
+        losses, by_segment = _run_segments(settings, folder, sweep, found, journal, searcher, ends, tell)
     elif searcher.queue:
-        losses = _run_trials(settings, folder, sweep, found, journal, searcher, lambda: tell("trials"))
+        losses = _run_trials(settings, folder, sweep, found, journal, searcher, ends, lambda: tell("trials"))
     seconds["trials"] = time.perf_counter() - begun
     best = best_by_family(journal.trials.values())
-    if not best:
+    if not best and not any(one["best"] for one in by_segment):
         errors = {trial.error for trial in journal.trials.values() if trial.error}
-        raise MantaError(f"sweep {folder.name}: no trial succeeded: {'; '.join(sorted(errors)) or 'the budget ended'}")
+        raise NothingFound(
+            f"sweep {folder.name}: no trial succeeded: {'; '.join(sorted(errors)) or 'the budget ended'}"
+        )
     if sweep.segment is None:
         _drop_models(folder / "models", {trial.name for trial in best.values()})
     begun = time.perf_counter()
@@ -117,17 +129,19 @@ def run_sweep(
 
 
 def _opened(
-    settings: Settings, home: Path, file: Path | None, resume: str | None
+    settings: Settings, home: Path, file: Path | None, resume: str | None, under: str | None
 ) -> tuple[Path, SweepFile, dict[str, Any]]:
     """(folder, sweep, what was recorded of an interrupted one)."""
     sweeps = home / "sweeps"
+    if under is not None and (sweeps / under / RECORD).exists():
+        resume = under
     if resume is None:
         if file is None:
             raise SettingsError("manta sweep", "FILE", None, "a sweep file, or --resume ID")
         sweep = load_sweep(file, settings)
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        folder = sweeps / f"{sweep.name}-{stamp}-{secrets.token_hex(2)}"
-        folder.mkdir(parents=True)
+        folder = sweeps / (under or f"{sweep.name}-{stamp}-{secrets.token_hex(2)}")
+        folder.mkdir(parents=True, exist_ok=under is not None)
         return folder, sweep, {}
     folder = sweeps / resume
     try:
@@ -197,6 +211,7 @@ def _run_trials(
     data: TrainingSet,
     journal: Journal,
     searcher: SweepSearcher,
+    ends: float,
     told: Callable[[], None],
 ) -> dict[str, float]:
     """Runs what has not finished; where the time of the workers went."""
@@ -212,7 +227,7 @@ def _run_trials(
     gpus = float(ray.cluster_resources().get("GPU", 0.0))
     trials = Trials(sweep, journal, searcher, lambda family: shape_of(sweep, family, gpus), told)
     pool = Pool(ray.put(runner), folder.name, sweep.max_concurrent, prices=(sweep.cpu_hour, sweep.gpu_hour))
-    if not pool.run(trials, _budget(sweep, journal, pool)):
+    if not pool.run(trials, _budget(sweep, journal, pool, ends)):
         trials.cut()
     return pool.losses.as_json() | {"cost": round(pool.cost, 6)}
 
@@ -240,6 +255,7 @@ def _run_segments(
     data: TrainingSet,
     journal: Journal,
     searcher: SweepSearcher,
+    ends: float,
     tell: Callable[[str], None],
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Runs what has not finished: where the time of the workers went, and the best of each segment."""
@@ -261,7 +277,7 @@ def _run_segments(
         sweep, segments, journal, results, searcher, lambda name: shape_of(sweep, name, gpus), workers, lambda: told()
     )
     pool = Pool(ray.put(runner), folder.name, sweep.max_concurrent, prices=(sweep.cpu_hour, sweep.gpu_hour))
-    if not pool.run(trials, _budget(sweep, journal, pool)):
+    if not pool.run(trials, _budget(sweep, journal, pool, ends)):
         trials.cut()
     best = best_by_segment(segments, results)
     for one in best:
@@ -269,9 +285,12 @@ def _run_segments(
     return pool.losses.as_json() | {"cost": round(pool.cost, 6)}, best
 
 
-def _budget(sweep: SweepFile, journal: Journal, pool: Pool) -> Callable[[], bool]:
-    """Says when time or money is spent; of an interrupted sweep the money of what had ended counts."""
-    deadline = math.inf if sweep.budget_s is None else time.monotonic() + sweep.budget_s
+def _budget(sweep: SweepFile, journal: Journal, pool: Pool, ends: float) -> Callable[[], bool]:
+    """Says when time or money is spent; of an interrupted sweep the money of what had ended counts.
+
+    `ends`: by the monotonic clock, whatever the file's budget.
+    """
+    deadline = ends if sweep.budget_s is None else min(ends, time.monotonic() + sweep.budget_s)
     most = math.inf if sweep.budget_cost is None else sweep.budget_cost
     before = sum(trial.cost for trial in journal.finished)
     return lambda: time.monotonic() > deadline or before + pool.cost > most

@@ -45,8 +45,22 @@ class LoadedReplicas(BaseModel):
     total: int = Field(ge=0)
 
 
+class PublishedLineage(BaseModel):
+    """Where a published bundle comes from, as its manifest says."""
+
+    created: Time | None = Field(None, description="RFC 3339: when it was built.")
+    snapshot: str = Field("", description="The lake snapshot that it learned from.")
+    sweep: str = Field("", description="The sweep that found it.")
+    seed: int = Field(0, description="The sweep's seed.")
+    code_version: str = Field("", description="The code that built it.")
+    metrics: dict[str, float] = Field({}, description="Its figures on validation.")
+
+
 class Published(_Message):
-    """A promotion or rollback as it ended, on `bundles.published`; the message key is the bundle's id."""
+    """A promotion or rollback as it ended, on `bundles.published`; the message key is the bundle's id.
+
+    A pipeline adds a message with the bundle's `address` once it is where other clusters find it.
+    """
 
     promotion: str = Field(description="Its id.")
     kind: str = Field(description="`promote` or `rollback`.")
@@ -59,6 +73,11 @@ class Published(_Message):
     replicas: LoadedReplicas
     created: Time = Field(description="RFC 3339.")
     changed: Time = Field(description="RFC 3339.")
+    address: str | None = Field(None, description="The bundle's folder: a path, or `s3://…`, `gs://…`.")
+    manifest_sha256: str | None = Field(
+        None, description="SHA-256 of its `manifest.json`, which has that of every other file."
+    )
+    lineage: PublishedLineage | None = Field(None, description="Where it comes from.")
 
 
 def json_schemas() -> dict[str, dict[str, Any]]:

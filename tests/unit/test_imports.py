@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOORS = (
     ("app.section",),
     ("app.errors", "app.event_weights", "app.faults", "app.time_to_live", "app.own_folders", "app.heap"),
-    ("app.surfaces", "app.weighing"),
+    ("app.surfaces", "app.weighing", "app.lock_file"),
     ("app.settings", "app.artifacts"),
     ("app.database",),
     ("app.erasure",),

@@ -11,7 +11,7 @@ from app.bundles.manifest import Comparison, ValidationSplit
 from app.bundles.registry import Registry
 from app.errors import BundleError, NotFound
 from app.evaluation.protocols import Evaluation
-from tune.assemble import Chain, judge_chain
+from tune.chains import Chain, judge_chain
 from tune.dataset import TrainingSet
 from tune.user_columns import UserColumns
 

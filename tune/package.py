@@ -20,6 +20,7 @@ from app.bundles.build import Lineage, write_bundle
 from app.bundles.judged import Judged
 from app.bundles.manifest import ValidationSplit, read_manifest
 from app.bundles.registry import bundles_folder, open_registry
+from app.bundles.retention import retire
 from app.cache import write_lists_sst
 from app.erasure.erased import Erased, load_erased
 from app.errors import BundleError
@@ -33,12 +34,16 @@ from app.retrieval.sources import Source, retrieve, source_of
 from app.settings import Settings
 from tune.against_live import against_live
 from tune.answer_log import AnswerLog
-from tune.assemble import BATCH, Assembled, Chain, Slices, assemble, plain_query
+from tune.assemble import Assembled, assemble
 from tune.case_segments import case_segments
+from tune.chain_cost import Costs
+from tune.chains import BATCH, Chain, Slices, plain_query
 from tune.dataset import TrainingSet
 from tune.journal import TrialRecord
+from tune.objective import Objective
 from tune.ranker_plan import RankerPlan
 from tune.space import SweepFile
+from tune.together import fit_together_task
 from tune.trial import cap_threads, refit
 from tune.user_columns import user_columns
 from tune.worker import refit_task
@@ -50,7 +55,7 @@ POPULAR = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Packaged:
-    """`bundle`: the id it was registered under, None: none was asked for. `figures`: mix and ablation."""
+    """`bundle`: the id it was registered under, None: none was asked for. `figures`: mix, ranker, search, ablation."""
 
     bundle: str | None
     figures: dict[str, Any]
@@ -77,13 +82,12 @@ def package(
     seed = int(sweep.seed or 0)
     cap_threads(max(1.0, sweep.cpus))
     split = data.split(settings.learn)
-    tell("choosing the mix and training the ranker")
+    tell("choosing the chain")
     models = {family: _fitted(folder, trial, split, data.catalogue, seed) for family, trial in best.items()}
     fits = _Fits(sweep, data, best, seed)
 
     def earlier(families: Sequence[str]) -> dict[str, CandidateModel]:
         fits.ask(families, len(split.fit))
-        fits.ask(families, len(data.interactions))  # for the bundle: the cluster goes on while the ranker learns
         return fits.get(families, len(split.fit))
 
     learn, users = settings.learn, user_columns(settings, home, data)
@@ -113,6 +117,11 @@ def package(
         ),
         rankers=sweep.ranker,
         logged=None if sweep.ranker.examples == "next" else AnswerLog.read(settings, home).examples,
+        mixes=sweep.mix,
+        costs=_costs(sweep, best),
+        # For the bundle: the cluster goes on while rankers learn.
+        likely=lambda families: fits.ask(families, len(data.interactions)),
+        tell=lambda step: tell(f"choosing the chain: {step}"),
     )
     tell("fitting the chosen sources on everything")
     chain = _with_final_ranker(assembled, sweep.ranker, seed)
@@ -152,12 +161,15 @@ def package(
         )
         place = bundles_folder(settings, home) / bundle
         registry.register(bundle, place, read_manifest(place).model_dump(mode="json"))
-        for retired in registry.retire(settings.registry.keep):
-            shutil.rmtree(retired.folder, ignore_errors=True)
+        retire(registry, bundles_folder(settings, home), settings.registry.keep)
     finally:
         registry.close()
-    figures = {"mix": [list(entry) for entry in chain.mix], "ranker": "" if chain.ranker is None else chain.ranker.kind}
-    return Packaged(bundle, figures | {"metric": str(sweep.metric), "ablation": assembled.ablation})
+    figures: dict[str, Any] = {
+        "mix": [list(entry) for entry in chain.mix],
+        "ranker": "" if chain.ranker is None else chain.ranker.kind,
+    }
+    figures |= {"metric": str(sweep.metric), "search": assembled.search, "ablation": assembled.ablation}
+    return Packaged(bundle, figures)
 
 
 def _fitted(folder: Path, trial: TrialRecord, split: TimeSplit, catalogue: Catalogue, seed: int) -> CandidateModel:
@@ -187,16 +199,31 @@ class _Fits:
     def ask(self, families: Sequence[str], events: int) -> None:
         """Begins fits on the oldest `events` events, the dearest first."""
         for family in sorted(families, key=lambda name: -family_of(name).fit_cost):
-            trial = self._best[family]
-            cpus = self._sweep.families[family].cpus or self._sweep.cpus
-            task = ray.remote(num_cpus=cpus, max_retries=1)(refit_task).options(name=f"refit {family}")
-            self._asked[family, events] = task.remote(
-                self._shared, events, family, trial.params, self._seed, _passes(trial), cpus
-            )
+            trial, plan = self._best[family], self._sweep.families[family]
+            cpus = plan.cpus or self._sweep.cpus
+            asked = (events, family, trial.params, self._seed, _passes(trial))
+            if plan.workers > 1:
+                gpus = plan.gpus if ray.cluster_resources().get("GPU") else 0.0
+                several = ray.remote(num_cpus=0, max_retries=1)(fit_together_task)
+                self._asked[family, events] = several.options(name=f"refit {family} by {plan.workers}").remote(
+                    [self._shared], *asked, workers=plan.workers, cpus=cpus, gpus=gpus
+                )
+            else:
+                task = ray.remote(num_cpus=cpus, max_retries=1)(refit_task).options(name=f"refit {family}")
+                self._asked[family, events] = task.remote(self._shared, *asked, cpus)
 
     def get(self, families: Sequence[str], events: int) -> dict[str, CandidateModel]:
         """The fitted models; waits for them."""
         return {family: ray.get(self._asked[family, events]) for family in families}
+
+
+def _costs(sweep: SweepFile, best: Mapping[str, TrialRecord]) -> Costs:
+    """What the families that were tried cost, as the trials measured it."""
+    return Costs(
+        Objective(sweep.objective.latency_ms, sweep.objective.megabyte),
+        {family: trial.latency_ms or 0.0 for family, trial in best.items()},
+        {family: trial.bytes or 0 for family, trial in best.items()},
+    )
 
 
 def _with_final_ranker(assembled: Assembled, rankers: RankerPlan, seed: int) -> Chain:
@@ -205,7 +232,8 @@ def _with_final_ranker(assembled: Assembled, rankers: RankerPlan, seed: int) -> 
     if chain.ranker is None:
         return chain
     kind, names = chain.ranker.kind, feature_names(chain.spec)
-    ranker = rankers.fitted(kind, names, assembled.examples, seed) or chain.ranker
+    examples = assembled.examples
+    ranker = (None if examples is None else rankers.fitted(kind, names, examples, seed)) or chain.ranker
     return Chain(chain.mix, chain.candidates, ranker, chain.spec)
 
 

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from tune.ablation import cells
 from tune.journal import TrialRecord, ranked
 from tune.objective import MB
 
@@ -241,7 +242,21 @@ def _segments(segments: Sequence[dict[str, Any]]) -> str:
 
 
 def _stages(package: dict[str, Any]) -> str:
-    return _table(["stage", str(package.get("metric", ""))], list(package.get("ablation", {}).items()))
+    """What each stage contributes, with 95 % intervals; the chain's row is bold."""
+    found = package.get("ablation", [])
+    if not found:
+        return ""
+    search = package.get("search", {})
+    cut = " (the budget cut that short)" if search.get("cut") else ""
+    single = next(row["stage"] for row in found if row["difference"] is None)
+    note = (
+        f"Chosen among {search.get('mixes', 0)} mixes{cut}, on the validation cases that these figures are of: the "
+        f"chosen chain's own are a little too good. Differences are paired by case, to {single}, with 95 % intervals, "
+        "users drawn together."
+    )
+    columns, rows = cells(found)
+    chain = [place for place, row in enumerate(found) if row["kind"] == "chain"]
+    return f'<p class="note">{html.escape(note)}</p>' + _table(columns, rows, chain)
 
 
 def _losses(losses: dict[str, float]) -> str:

@@ -12,6 +12,7 @@ from app.evaluation.protocols import KS
 from app.models.families import FAMILIES, Choice, Family, FloatRange, IntRange, Range
 from app.ranking.kinds import LambdaParams, NetworkParams
 from app.settings import Settings
+from tune.mixes import DEFAULT_MIX, MixPlan
 from tune.ranker_plan import RankerPlan
 
 KINDS = ("choice", "uniform", "loguniform", "int", "logint")
@@ -169,6 +170,7 @@ class SweepFile(_Part):
     )
     history_limit: int = Field(200, ge=1, le=10_000, description="Newest events of a history that models see.")
     ranker: RankerPlan = Field(RankerPlan(), description="Which rankers are tried, with which parameters.")
+    mix: MixPlan = Field(DEFAULT_MIX, description="How far the bundle's sources and their counts are searched for.")
     segment: SegmentPlan | None = Field(None, description="Many small models in the place of one.")
     families: dict[str, FamilyPlan] = Field(min_length=1)
 
@@ -257,6 +259,8 @@ def _keys_at(path: list[str]) -> list[str]:
     """The keys that the mapping has in which the last part of the path was found."""
     if path[0] in ("objective", "segment") and len(path) > 1:
         return [*(ObjectivePlan if path[0] == "objective" else SegmentPlan).model_fields]
+    if path[0] == "mix" and len(path) > 1:
+        return [*MixPlan.model_fields]
     if path[0] == "ranker" and len(path) > 1:
         inner: dict[str, type[BaseModel]] = {"network": NetworkParams, "lightgbm": LambdaParams}
         return [*(inner.get(path[1], RankerPlan) if len(path) > 2 else RankerPlan).model_fields]

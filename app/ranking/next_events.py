@@ -65,6 +65,7 @@ def training_examples(
     batch: int = 64,
     user_columns: Sequence[Mapping[str, Any] | None] | None = None,
     objectives: Mapping[str, Collection[str]] | None = None,
+    again: bool = False,
 ) -> Examples:
     """Candidates and features of past events, as serving would have had them just before each.
 
@@ -77,10 +78,12 @@ def training_examples(
         cases: int64, ascending positions in `interactions`.
         statistics: those of all cases, or of one part of them after the other (`statistics_steps`).
         mix, limit: as in `Query`.
-        history_limit: newest entries that models and features look at; all consumed items are banned nevertheless.
+        history_limit: newest entries that models and features look at; all consumed items are banned nevertheless (but
+            for `again`).
         batch: cases retrieved at once.
         user_columns: per user of `interactions`, for a spec that names some.
         objectives: beside NEXT, by name the event types that the next event must be of.
+        again: whether items of the history may be candidates.
 
     Returns:
         Examples of all cases; a case without candidates has no rows, one whose item was not retrieved no answered one.
@@ -95,7 +98,7 @@ def training_examples(
     for stop, counted in steps:
         mine = cases[done:stop]
         _check_age(interactions, mine, counted)
-        for start, histories, query in _queries(interactions, mine, mix, limit, history_limit, batch):
+        for start, histories, query in _queries(interactions, mine, mix, limit, history_limit, batch, again):
             chosen, first = mine[start : start + batch], done + start
             found = retrieve(query)
             columns = None if user_columns is None else [user_columns[u] for u in interactions.users[chosen].tolist()]
@@ -140,12 +143,14 @@ def _queries(
     limit: int,
     history_limit: int,
     batch: int,
+    again: bool,
 ) -> Iterator[tuple[int, Histories, Query]]:
     for number, whole in enumerate(interactions.batches_before(cases, batch)):
         recent = whole.last(history_limit)
         masks = np.empty((0, interactions.n_items), np.bool_)
         unmasked = np.full(len(whole), -1, np.int32)
-        yield number * batch, recent, Query(recent, whole.items, whole.offsets, masks, unmasked, tuple(mix), limit)
+        banned, ends = (whole.items[:0], np.zeros_like(whole.offsets)) if again else (whole.items, whole.offsets)
+        yield number * batch, recent, Query(recent, banned, ends, masks, unmasked, tuple(mix), limit)
 
 
 def _targets(found: Candidates, wanted: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -52,6 +52,30 @@ def merge(found: Sequence[Sequence[Found]], sizes: Sequence[int], limit: int) ->
     return Candidates((pairs[order] & 0xFFFFFF).astype(np.int32), offsets, scores[order], ranks[order])
 
 
+def of_fewer(
+    candidates: Candidates, columns: Sequence[int], sizes: Sequence[int], limit: int
+) -> tuple[NDArray[np.int64], Candidates]:
+    """What `merge` makes of some of the sources with shorter lists, from what it made of all: without asking again.
+
+    Args:
+        candidates: of all sources, nothing cut off, in rising rows within each question.
+        columns: the sources to merge, in the order of the new columns.
+        sizes: how many of each, at most as many as were merged.
+        limit: candidates per question.
+
+    Returns:
+        the place of each in `candidates`, and they themselves.
+    """
+    ranks = candidates.ranks[:, columns]
+    ranks[ranks > np.array(sizes)] = 0
+    named = np.flatnonzero(ranks.any(axis=1))
+    owner, ranks = candidates.owner[named], ranks[named]
+    order, offsets = _order(owner, fused(ranks, shares(sizes)), len(candidates.offsets) - 1, limit)
+    places, ranks = named[order], ranks[order]
+    scores = np.where(ranks > 0, candidates.scores[places][:, columns], np.float32(0))
+    return places, Candidates(candidates.rows[places], offsets, scores, ranks)
+
+
 def fused(ranks: NDArray[np.int32], weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """float64 (R,) in [0, 1): the weighted reciprocal ranks of int32 (R, S) ranks (0: not named)."""
     total: NDArray[np.float64] = np.where(ranks > 0, weights / (DAMPING + ranks), 0.0).sum(axis=1)

@@ -181,7 +181,14 @@ def test_a_killed_sweep_resumes_and_ends_in_a_bundle(system: tuple[Settings, Pat
     assert "wanted at most memory_limit_bytes" in str(after["ease-001"].error)
     for name in ("leaderboard.json", "leaderboard.txt", "leaderboard.png", "report.html"):
         assert (folder / name).stat().st_size > 100
-    assert json.loads((folder / "leaderboard.json").read_text())["best"].keys() == report.best.keys()
+    board = json.loads((folder / "leaderboard.json").read_text())
+    assert board["best"].keys() == report.best.keys()
+    stages = board["package"]["ablation"]
+    assert {row["stage"] for row in stages if row["kind"] == "alone"} == {f"{name} alone" for name in report.best}
+    (chain,) = [row for row in stages if row["kind"] == "chain"]
+    assert chain["metrics"]["ndcg_at_10"]["ci95"][0] < chain["metrics"]["ndcg_at_10"]["ci95"][1]
+    assert board["package"]["search"]["mixes"] >= len(report.best)
+    assert "<h2>Stages of the bundle" in (folder / "report.html").read_text()
 
     registry = open_registry(settings, home)
     assert report.bundle is not None
@@ -189,6 +196,8 @@ def test_a_killed_sweep_resumes_and_ends_in_a_bundle(system: tuple[Settings, Pat
     assert registry.aliases().live == {}
     bundle = load_bundle(registry.bundle(report.bundle).folder)
     assert bundle.manifest.sweep == folder.name
+    assert bundle.manifest.metrics["ndcg_at_10"] == pytest.approx(chain["metrics"]["ndcg_at_10"]["value"])
+    assert bundle.mix == tuple((name, k) for name, k in board["package"]["mix"])
     assert bundle.spec.session_gap_s == 7200.0
     assert {"session", "session_content", "session_idle"} <= set(bundle.spec.features)
     assert "idle_time" not in bundle.spec.features

@@ -1,37 +1,31 @@
-"""From the best of each family to one chain: ranks by hand, sources that pay, the same figures by another way."""
+"""From the best of each family to one chain: ranks by hand, the same figures by another way, the log."""
 
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pytest
 
 from app.evaluation.protocols import Evaluation, evaluated
 from app.features.items import ItemFeatures
 from app.features.spec import FeatureSpec
 from app.features.statistics import ItemStatistics
-from app.features.table import feature_names
+from app.features.table import make_spec
 from app.models.candidate import CandidateModel
 from app.models.families import make
 from app.models.interactions import Catalogue
 from app.ranking.examples import Examples, both
 from app.ranking.network import NetworkRanker
-from app.retrieval.sources import retrieve, source_of
+from app.ranking.next_events import training_examples
+from app.retrieval.sources import Source, retrieve, source_of
 from tests.unit.chain_world import catalogue, interactions
-from tune.assemble import (
-    FILLERS,
-    Assembled,
-    Chain,
-    Slices,
-    alone,
-    assemble,
-    choose_mix,
-    chosen,
-    judge_chain,
-    order_ranks,
-    plain_query,
-    score_ranks,
-)
+from tune.assemble import Assembled, assemble
+from tune.case_table import CaseTable
+from tune.chains import Chain, Mix, Slices, judge_chain, order_ranks, plain_query, score_ranks
+from tune.choice import Option, alone, chosen
+from tune.mixes import MixPlan
 from tune.ranker_plan import RankerPlan
 
 
@@ -64,90 +58,128 @@ def world() -> tuple[Catalogue, Slices, dict[str, float]]:
     return catalogue(), slices, {"item_knn": 0.3, "popularity": 0.1, "content": 0.05, "ease": 0.29}
 
 
-def test_a_mix_starts_with_the_best_and_always_has_the_fillers() -> None:
-    items, slices, values = world()
-    fit = slices.interactions.before(int(slices.interactions.times[slices.ranker[0]]))
-    sources = {name: source_of(make(name).fit(fit, items)) for name in values}
-    mix = choose_mix(sources, values, slices, slices.ranker, 40)
-    assert mix[0][0] == "item_knn"
-    assert set(FILLERS) & set(values) <= {name for name, _ in mix}
-    assert set(FILLERS) & set(values) == {"content", "popularity"}
-    alone = choose_mix({"popularity": sources["popularity"]}, {"popularity": 0.1}, slices, slices.ranker, 40)
-    assert alone == (("popularity", 100),)
-
-
-def test_what_is_chosen_is_measured_as_a_bundle_would_be() -> None:
+@pytest.mark.parametrize(
+    ("mix", "limit"),
+    [
+        ((("item_knn", 30), ("ease", 20), ("popularity", 10)), 40),
+        ((("ease", 5),), 40),
+        ((("popularity", 40), ("item_knn", 3)), 12),
+    ],
+)
+def test_a_table_says_of_each_mix_what_asking_its_sources_would(mix: Mix, limit: int) -> None:
     items, slices, values = world()
     whole = slices.interactions
-    split = {
-        name: int(whole.times[cases[0]]) for name, cases in (("ranker", slices.ranker), ("all", slices.validation))
-    }
-    models = {name: make(name).fit(whole.before(split["all"]), items) for name in values}
-    asked: list[str] = []
+    models = {name: make(name).fit(whole.first(int(slices.validation[0])), items) for name in values}
+    sources: dict[str, Source] = {name: source_of(model) for name, model in models.items()}
+    spec = make_spec(items, [name for name, _ in mix])
+    content = ItemFeatures.of(spec, items)
+    table = CaseTable.of(sources, slices, slices.validation, make_spec(items, list(sources)), content, 40)
+    wanted = training_examples(
+        lambda query: retrieve(sources, query),
+        whole,
+        slices.validation,
+        spec=spec,
+        items=content,
+        statistics=ItemStatistics.of(whole, spec.half_lives_days, as_of=int(whole.times[slices.validation[0]])),
+        mix=mix,
+        limit=limit,
+    )
+    found = table.examples(mix, limit, spec)
+    np.testing.assert_array_equal(found.offsets, wanted.offsets)
+    np.testing.assert_array_equal(found.labels, wanted.labels)
+    np.testing.assert_allclose(found.features, wanted.features, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(table.ranks(mix, limit), order_ranks(wanted))
+    assert np.isfinite(table.ranks(mix, limit)).any()
+    few = np.array([3, 1])
+    np.testing.assert_array_equal(table.some(few).ranks(mix, limit), order_ranks(wanted)[few])
+
+
+def assembled(**more: Any) -> tuple[Assembled, dict[str, CandidateModel], list[str], list[str]]:
+    """What is chosen in the small world; its models, what was fitted earlier, and what was said to be likely."""
+    items, slices, values = world()
+    whole = slices.interactions
+    models = {name: make(name).fit(whole.first(int(slices.validation[0])), items) for name in values}
+    asked, hoped = list[str](), list[str]()
 
     def earlier(families: Sequence[str]) -> dict[str, CandidateModel]:
         asked.extend(families)
-        return {name: make(name).fit(whole.before(split["ranker"]), items) for name in families}
+        return {name: make(name).fit(whole.first(int(slices.ranker[0])), items) for name in families}
 
-    found = assemble(models, values, items, slices, earlier=earlier, metric="ndcg_at_10", candidates=40, seed=0)
-    assert next(iter(found.ablation)) == "item_knn alone"
-    assert {name for name, _ in found.chain.mix} <= set(asked)
-    assert len(found.examples) == len(slices.ranker) + len(slices.validation)
+    given: dict[str, Any] = {
+        "earlier": earlier,
+        "metric": "ndcg_at_10",
+        "candidates": 40,
+        "seed": 0,
+        "likely": hoped.extend,
+    }
+    return assemble(models, values, items, slices, **(given | more)), models, asked, hoped
+
+
+def test_what_is_chosen_is_measured_as_a_bundle_would_be() -> None:
+    items, slices, _ = world()
+    whole = slices.interactions
+    found, models, asked, hoped = assembled()
+    assert {row["stage"] for row in found.ablation if row["kind"] == "alone"} == {
+        "item_knn alone",
+        "ease alone",
+        "content alone",
+        "popularity alone",
+    }
+    assert [row["kind"] for row in found.ablation].count("chain") == 1
+    names = [name for name, _ in found.chain.mix]
+    assert set(names) <= set(hoped) <= set(asked)
+    if found.chain.ranker is not None:
+        assert found.examples is not None
+        assert len(found.examples) == len(slices.ranker) + len(slices.validation)
     again = judge_chain(
         found.chain,
         {name: source_of(model) for name, model in models.items()},
-        ItemStatistics.of(whole, found.chain.spec.half_lives_days, as_of=split["all"]),
+        ItemStatistics.of(whole, found.chain.spec.half_lives_days, as_of=int(whole.times[slices.validation[0]])),
         ItemFeatures.of(found.chain.spec, items),
         whole,
         slices.validation,
         200,
     )
     np.testing.assert_array_equal(again.ranks, found.evaluation.ranks)
+    repeated = assembled()[0]
+    assert repeated.ablation == found.ablation
+    assert repeated.chain.mix == found.chain.mix
+
+
+def test_without_rankers_nothing_is_fitted_for_them() -> None:
+    found, _, asked, _ = assembled(rankers=RankerPlan(kinds=()))
+    assert not asked
+    assert found.chain.ranker is None
+    assert found.examples is None
+    assert not [row for row in found.ablation if "ranked (" in row["stage"]]
 
 
 def test_a_ranker_learns_from_the_log_where_there_is_one() -> None:
-    items, slices, values = world()
-    whole = slices.interactions
-    models = {name: make(name).fit(whole.first(int(slices.ranker[0])), items) for name in values}
     asked: list[tuple[int, int | None]] = []
+    _, slices, _ = world()
+    before = int(slices.interactions.times[slices.validation[0]])
 
-    def logged(names: tuple[str, ...], before_ms: int | None) -> Examples:
+    def logged(names: tuple[str, ...], before_ms: int | None) -> Examples | None:
         """80 answers of four items; the click is on what is named first."""
         asked.append((len(names), before_ms))
         rows = np.random.default_rng(0).normal(size=(320, len(names))).astype(np.float32)
         found = Examples.of_targets(rows, np.arange(0, 321, 4), np.zeros(80, np.int64))
         return replace(found, objectives=("click",), positions=np.tile(np.arange(1, 5, dtype=np.int32), 80))
 
-    def assembled(plan: RankerPlan) -> Assembled:
-        return assemble(
-            models,
-            values,
-            items,
-            slices,
-            earlier=lambda names: {name: models[name] for name in names},
-            metric="ndcg_at_10",
-            candidates=40,
-            seed=0,
-            rankers=plan,
-            logged=logged,
-        )
+    def stages(plan: RankerPlan) -> list[str]:
+        found = assembled(rankers=plan, logged=logged)[0]
+        return [row["stage"] for row in found.ablation if "ranked (" in row["stage"]]
 
-    of_log = assembled(RankerPlan(kinds=("network", "lightgbm"), examples="log"))
-    assert {"merged and ranked (network, log)", "merged and ranked (lightgbm, log)"} <= set(of_log.ablation)
-    assert of_log.examples.objectives == ("click",)
-    width = len(feature_names(of_log.chain.spec)) or asked[0][0]
-    assert asked == [(width, int(whole.times[slices.validation[0]])), (width, None)]
-    of_few = assembled(RankerPlan())
-    assert "merged and ranked (network, next events)" in of_few.ablation  # 80 answers say less than as many events
-    assert len(of_few.examples) == len(slices.ranker) + len(slices.validation)
+    of_log = stages(RankerPlan(kinds=("network", "lightgbm"), examples="log"))
+    assert any("ranked (network, log)" in stage for stage in of_log)
+    assert any("ranked (lightgbm, log)" in stage for stage in of_log)
+    assert {time for _, time in asked} <= {before, None}
+    of_few = stages(RankerPlan())
+    assert of_few  # 80 answers say less than as many events
+    assert all("(network, next events)" in stage for stage in of_few)
     asked.clear()
-    of_events = assembled(RankerPlan(examples="next"))
+    assert all("(network, next events)" in stage for stage in stages(RankerPlan(examples="next")))
     assert not asked
-    assert "merged and ranked (network, next events)" in of_events.ablation
-    assert len(of_events.examples) == len(slices.ranker) + len(slices.validation)
-    none = assembled(RankerPlan(kinds=()))
-    assert not [name for name in none.ablation if "ranked" in name]
-    assert none.chain.ranker is None
 
 
 def test_the_best_family_alone_keeps_its_order() -> None:
@@ -169,16 +201,32 @@ def test_what_costs_more_must_be_better_beyond_noise() -> None:
     users = np.repeat(np.arange(20), 5).astype(np.int32)
     some = np.random.default_rng(0).random(len(users)) < 0.3
 
-    def chain(name: str, ranks: np.ndarray) -> tuple[Chain, Evaluation]:
-        return Chain(((name, 1),), 10, None, spec), evaluated(ranks, users)
+    def option(name: str, ranks: np.ndarray, cost: float = 0.0, *more: str) -> Option:
+        mix = tuple((one, 1) for one in (name, *more))
+        return Option(Chain(mix, 10, None, spec), evaluated(ranks, users), cost)
 
-    simple = chain("simple", np.where(some, 3.0, np.inf))
-    lucky = chain("lucky", np.where((some | (users == 1)) & (users > 0), 3.0, np.inf))  # better for one user
-    clear = chain("clear", np.where(some, 1.0, np.inf))
-    worse = chain("worse", np.full(len(users), np.inf))
-    assert chosen([simple, lucky, worse], "ndcg_at_10") == simple
-    assert chosen([simple, clear, lucky], "ndcg_at_10") == clear
-    ranker = NetworkRanker(("a",))
-    ranked = (Chain(simple[0].mix, 10, ranker, spec), lucky[1])  # the final one learns from more
-    assert chosen([simple, ranked], "ndcg_at_10") == ranked
-    assert chosen([ranked, simple], "ndcg_at_10") == ranked
+    def ranked(found: Evaluation, *sources: str) -> Option:
+        return Option(Chain(tuple((one, 1) for one in sources), 10, NetworkRanker(("a",)), spec), found, 0.0, "log")
+
+    simple = option("simple", np.where(some, 3.0, np.inf))
+    lucky = option("lucky", np.where((some | (users == 1)) & (users > 0), 3.0, np.inf))  # better for one user
+    clear = option("clear", np.where(some, 1.0, np.inf))
+    worse = option("worse", np.full(len(users), np.inf))
+    assert chosen([simple, lucky, worse], "ndcg_at_10") is simple
+    assert chosen([simple, clear, lucky], "ndcg_at_10") is clear
+    helps = ranked(lucky.evaluation, "simple")  # the final one learns from more
+    assert chosen([simple, helps], "ndcg_at_10") is helps
+    assert chosen([helps, simple], "ndcg_at_10") is helps
+    hurts = ranked(worse.evaluation, "simple")
+    assert chosen([simple, hurts], "ndcg_at_10") is simple
+    again = ranked(simple.evaluation, "simple")
+    assert chosen([again, ranked(lucky.evaluation, "simple", "more")], "ndcg_at_10") is again
+    dear = option("dear", np.where(some, 1.0, np.inf), cost=1.0)
+    assert chosen([simple, dear], "ndcg_at_10") is simple
+
+
+def test_a_budget_ends_the_search_with_what_there_is() -> None:
+    found = assembled(mixes=MixPlan(tries=1))[0]
+    assert found.search["cut"]
+    assert found.chain.mix[0][0] == "item_knn"
+    assert not assembled()[0].search["cut"]

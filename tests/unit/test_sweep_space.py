@@ -101,6 +101,7 @@ def test_every_family_is_swept_over_its_own_ranges(family: str) -> None:
             {"segment": {"of": "items", "by": "genres", "least": 5}},
             "s.yaml: segment.least: found 5, wanted one of the keys of, by, values, least_events, cases",
         ),
+        ({"mix": {"sources": 3}}, "s.yaml: mix.sources: found 3, wanted one of the keys most_sources, counts, tries"),
         (
             {"segment": {"of": "event", "by": "surface"}},
             "s.yaml: segment.of: found 'event', wanted Input should be 'items', 'users' or 'events'",

@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from app.settings import Settings
+from tune.ablation import Stage, ablation
 from tune.journal import Journal, TrialRecord, best_by_family, ranked
 from tune.report import SweepReport, write_report
 from tune.rungs import FamilyScheduler
@@ -86,6 +89,11 @@ def test_the_report_is_page_table_json_and_plot(tmp_path: Path) -> None:
     trials.append(record("ease-000", None, "failed", error="no <room>"))
     losses = {"workers": 2, "wall_s": 10.0, "fit_s": 15.0, "start_s": 4.0, "idle_s": 1.0}
     segments = [{"segment": "is", "number": 0, "events": 900, "best": "ials-000", "value": 0.4, "cases": 9, "bytes": 7}]
+    worth = {"ndcg_at_10": np.array([0.0, 0.5]), "recall_at_20": np.array([0.0, 1.0])}
+    better = {name: values + 0.25 for name, values in worth.items()}
+    stages = ablation(
+        [Stage("ials alone", "alone", worth), Stage("ials & more", "chain", better)], np.arange(2), "ndcg_at_10"
+    )
     report = SweepReport(
         "s-1",
         tmp_path,
@@ -97,7 +105,7 @@ def test_the_report_is_page_table_json_and_plot(tmp_path: Path) -> None:
         {"ials": trials[1]},
         {"data": 1.0},
         "b-1",
-        {"metric": "ndcg_at_10", "ablation": {"sources merged": 0.2}},
+        {"metric": "ndcg_at_10", "search": {"mixes": 7, "cut": True}, "ablation": stages},
         True,
         losses,
         segments,
@@ -117,6 +125,8 @@ def test_the_report_is_page_table_json_and_plot(tmp_path: Path) -> None:
         "Where the time went",
     ):
         assert f"<h2>{heading}" in page
+    assert "<tr class=best><td>ials &amp; more</td><td>0.5000 [0.2500, 0.7500]</td><td>+0.2500 [" in page
+    assert "among 7 mixes (the budget cut that short)" in page
     assert page.count("<svg") == 3
     assert "no &lt;room&gt;" in page
     assert "<i>" not in page

@@ -160,6 +160,9 @@ def _cell(name: str, value: Any) -> str | None:
         value = id_text(value)
     elif name == "event_time" and isinstance(value, int | float) and not isinstance(value, bool):
         value = _moment(value)
+    elif name == "event_time" and isinstance(value, str):
+        found: str | None = local_times(pa.array([value], pa.string()))[0].as_py()
+        return found or _dumped(value)
     return _dumped(value)
 
 
@@ -204,10 +207,11 @@ def _texts(name: str, column: pa.Array) -> pa.Array:
         column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, kind))
     if name in IDS and number:
         return _quoted(_whole(column).cast(pa.string()))
-    if name == "event_time" and (number or pa.types.is_timestamp(kind)):
-        return time_cells(column)
+    if name == "event_time" and (number or pa.types.is_temporal(kind)):
+        return time_cells(column.cast(pa.timestamp("us")) if pa.types.is_date(kind) else column)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return _strings(column.cast(pa.string()), _embedded if name == "context" else _dumped)
+        texts = _strings(column.cast(pa.string()), _embedded if name == "context" else _dumped)
+        return pc.coalesce(local_times(column.cast(pa.string())), texts) if name == "event_time" else texts
     if number or pa.types.is_boolean(kind):
         return column.cast(pa.string())
     if pa.types.is_timestamp(kind):

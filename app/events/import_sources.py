@@ -41,8 +41,15 @@ class Source(Protocol):
 
         Raises:
             MantaError: they cannot be read.
+            SettingsError: the map names a column that is not there (JSON lines, where each row has its own, aside).
         """
         ...
+
+
+def _require(column_map: Mapping[str, str], names: Sequence[str]) -> None:
+    """Raises SettingsError: a column that nobody has would be silently absent from every row."""
+    if absent := [name for name in column_map if name not in names]:
+        raise SettingsError("manta import", "--column", absent[0], f"one of {', '.join(names)}")
 
 
 @dataclass(frozen=True)
@@ -62,13 +69,18 @@ class FileSource:
         """As `Source.batches`."""
         try:
             filesystem, files = self._files()
+            looked = False  # at the first rows that say which columns there are
             for file in files:
-                yield from _file_batches(filesystem, file, column_map)
+                for rows in _file_batches(filesystem, file, column_map):
+                    if isinstance(rows, pa.Table) and not looked:
+                        _require(column_map, rows.column_names)
+                        looked = True
+                    yield rows
         except (OSError, pa.ArrowException) as error:
             raise MantaError(f"import: {self.path}: not readable: {str(error).partition(chr(10))[0]}") from None
 
     def _files(self) -> tuple[pa.fs.FileSystem, list[str]]:
-        filesystem, path = (self.filesystem, self.path) if self.filesystem is not None else file_system(self.path)
+        filesystem, path = (self.filesystem, self.path) if self.filesystem is not None else self._store()
         found = filesystem.get_file_info(path)
         if found.type == pa.fs.FileType.NotFound:
             raise MantaError(f"import: {self.path}: found nothing there, wanted a file or a folder")
@@ -79,6 +91,12 @@ class FileSource:
         if not files:
             raise MantaError(f"import: {self.path}: found no file with rows, wanted {', '.join(_SUFFIXES)}")
         return filesystem, files
+
+    def _store(self) -> tuple[pa.fs.FileSystem, str]:
+        try:
+            return file_system(self.path)
+        except MantaError as error:
+            raise MantaError(f"import: {error}; for a database name --table or --query too") from None
 
 
 def _suffix(path: str) -> str | None:
@@ -139,7 +157,6 @@ class SqlSource:
 
     def batches(self, column_map: Mapping[str, str]) -> Iterator[Rows]:
         """As `Source.batches`; ids are taken as the database types them."""
-        del column_map
         try:
             engine = sqlalchemy.create_engine(self.address)
             with engine.connect() as connection:
@@ -147,6 +164,7 @@ class SqlSource:
                 names = list(found.keys())
                 if self.since and self.since not in names:
                     raise SettingsError("manta import", "--since-column", self.since, f"one of {', '.join(names)}")
+                _require(column_map, names)
                 for part in found.partitions(_BATCH):
                     rows = [dict(zip(names, row, strict=True)) for row in part]
                     self._remember(rows)

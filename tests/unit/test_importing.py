@@ -4,7 +4,7 @@ import gzip
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,10 @@ CELLS: list[tuple[str, Any, Any]] = [
     ("event_time", datetime(2016, 10, 16, 17, 57, 24, tzinfo=UTC), "2016-10-16T17:57:24Z"),
     ("event_time", datetime(1969, 12, 31, 23, 59, 59, 500000), "1969-12-31T23:59:59.500000Z"),
     ("event_time", "2016-10-16T17:57:24+02:00", "2016-10-16T17:57:24+02:00"),
+    ("event_time", "2016-10-16 17:57:24.5", "2016-10-16T17:57:24.500000Z"),
+    ("event_time", "2016-10-16", "2016-10-16T00:00:00Z"),
+    ("event_time", "2016-13-16", "2016-13-16"),
+    ("event_time", date(2016, 10, 16), "2016-10-16T00:00:00Z"),
     ("value", 3, 3),
     ("value", -2.5e-7, -2.5e-7),
     ("context", '{"device": "tv"}', {"device": "tv"}),
@@ -282,3 +286,22 @@ def test_what_is_wrong_with_a_database_is_one_line(tmp_path: Path) -> None:
         sent(SqlSource(address, query="select * from shop", since="when"))
     with pytest.raises(SettingsError, match="PATH: found 'the address', wanted a database's address"):
         sent(SqlSource("no address", table="t"))
+
+
+def test_an_address_without_a_table_and_a_column_that_nobody_has_are_said_before_anything_is_sent(
+    tmp_path: Path,
+) -> None:
+    Topic.sent = []
+    with pytest.raises(MantaError, match=r"found 'sqlite:///shop.db', .*; for a database name --table or --query too"):
+        sent(FileSource("sqlite:///shop.db"))
+    wrong = {"userId": "user_id", "timestmp": "event_time"}
+    for suffix in (".csv", ".parquet"):
+        with pytest.raises(
+            SettingsError, match="--column: found 'timestmp', wanted one of userId, movieId, rating, ti"
+        ):
+            sent(FileSource(str(write(tmp_path, suffix))), names=wrong)
+    with pytest.raises(SettingsError, match="--column: found 'userId', wanted one of id, who, what, at"):
+        sent(SqlSource(database(tmp_path / "shop.db", [shop(1)]), table="shop"), names=wrong)
+    assert Topic.sent == []
+    # Of JSON lines each row has columns of its own
+    assert len(sent(FileSource(str(write(tmp_path, ".jsonl"))), names=NAMES | {"page": "surface"})) == 2

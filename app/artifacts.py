@@ -26,6 +26,12 @@ def file_system(address: str) -> tuple[fs.FileSystem, str]:
     return system, path
 
 
+def below(address: str, name: str) -> str:
+    """The address of a folder's child; what follows a question mark (the store's own options) stays behind it."""
+    path, mark, options = address.partition("?") if "://" in address else (address, "", "")
+    return f"{path.rstrip('/')}/{name}{mark}{options}"
+
+
 class Place:
     """A folder of a store. Every method raises one of `StoreError` where the store does not do what is asked."""
 
@@ -67,7 +73,8 @@ class Place:
     def put(self, name: str, source: Path) -> int:
         """Copies a file here, under a path relative to this place; its bytes."""
         target = f"{self.path}/{name}"
-        self._system.create_dir(target.rpartition("/")[0])
+        if self._system.type_name == "local":  # an object store has no folders, and no use for what stands for them
+            self._system.create_dir(target.rpartition("/")[0])
         size = 0
         with source.open("rb") as read, self._system.open_output_stream(target) as write:
             while piece := read.read(_PIECE):

@@ -103,11 +103,14 @@ def import_(
 ) -> None:
     """Takes a bundle in that another system has exported: verified, registered, not live."""
     from app.bundles.registry import bundles_folder
+    from app.bundles.retention import retire
     from app.bundles.transfer import import_bundle
 
     session, registry = open_session(), _registry()
-    found, manifest = import_bundle(place, bundles_folder(session.settings, session.home))
+    parent = bundles_folder(session.settings, session.home)
+    found, manifest = import_bundle(place, parent, lambda bundle: any(row.id == bundle for row in registry.bundles()))
     registry.register(found.bundle, Path(found.place), manifest.model_dump(mode="json"))
+    retire(registry, parent, session.settings.registry.keep)
     _say(asdict(found), json_)
 
 

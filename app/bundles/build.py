@@ -1,6 +1,5 @@
 """Fitted parts -> a bundle folder: written beside, synced, renamed into place; whole or not there."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from safetensors.numpy import save_file
 
 from app.bundles.judged import JUDGED, Judged
 from app.bundles.manifest import MANIFEST, Comparison, FamilyEntry, Manifest, ValidationSplit, hash_of, verify
+from app.bundles.whole import WRITING, appear
 from app.errors import BundleError
 from app.features.spec import FeatureSpec
 from app.features.statistics import ItemStatistics
@@ -31,7 +31,6 @@ RANKER = "ranker"
 MODELS = "models"
 POPULAR = "popular.safetensors"
 LISTS = "lists.sst"
-WRITING = ".writing-"  # before what a bundle's folder is called until it is whole
 
 
 class Lineage(BaseModel):
@@ -154,9 +153,8 @@ def _whole_or_not_there(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         verify(temporary)
-        _sync(temporary)
         temporary.chmod(0o755)
-        _rename(temporary, target)
+        appear(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -218,27 +216,3 @@ def _write_parts(
 def _params_of(model: CandidateModel) -> dict[str, object]:
     params = getattr(model, "params", None)
     return dict(params.model_dump(mode="json")) if isinstance(params, BaseModel) else {}
-
-
-def _sync(folder: Path) -> None:
-    """Every file and folder on the disk before the rename shows them."""
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _rename(source: Path, target: Path) -> None:
-    try:
-        source.rename(target)
-    except OSError as error:
-        if target.exists():
-            raise BundleError(f"{target}: found a bundle of that id, wanted a new id") from None
-        raise error
-    descriptor = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

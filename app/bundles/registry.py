@@ -305,6 +305,8 @@ class Registry:
                 for surface, present in sorted(expected.items()):
                     if present != bundle:
                         self._swap(connection, surface, present, bundle)
+                if connection.execute(sa.select(_BUNDLES.c.id).where(_BUNDLES.c.id == bundle)).first() is None:
+                    raise NotFound(f"bundle {bundle!r} has been retired meanwhile")
                 return int(connection.execute(sa.select(sa.func.sum(_ALIASES.c.version))).scalar_one() or 0)
         except IntegrityError:
             found = self.aliases().live

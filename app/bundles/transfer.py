@@ -2,11 +2,13 @@
 
 import secrets
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.artifacts import Place, StoreError
+from app.artifacts import Place, StoreError, below
 from app.bundles.manifest import MANIFEST, Manifest, read_manifest, verify
+from app.bundles.whole import COMING, appear
 from app.errors import BundleError, Conflict, MantaError
 
 
@@ -37,31 +39,43 @@ def export_bundle(folder: Path, address: str) -> Transferred:
         size += place.put(MANIFEST, folder / MANIFEST)
     except StoreError as error:
         raise MantaError(f"{address}: found {error}, wanted a place that can be written") from None
-    return Transferred(manifest.id, f"{address.rstrip('/')}/{manifest.id}", len(manifest.files) + 1, size)
+    return Transferred(manifest.id, below(address, manifest.id), len(manifest.files) + 1, size)
 
 
-def import_bundle(address: str, parent: Path) -> tuple[Transferred, Manifest]:
+def import_bundle(
+    address: str, parent: Path, known: Callable[[str], bool] = lambda _: True
+) -> tuple[Transferred, Manifest]:
     """Copies the bundle at `ADDRESS` (its own folder) into `PARENT/ID/` and verifies it there; the caller registers it.
+
+    Args:
+        known: whether a bundle of an id is registered; a folder of one that is not was left by a killed import.
 
     Raises:
         BundleError: no bundle is there, or it is damaged; nothing is left behind.
         Conflict: the parent holds a bundle of this id.
     """
     place = Place.of(address)
-    fresh = parent / f".coming-{secrets.token_hex(4)}"
+    fresh = parent / f"{COMING}{secrets.token_hex(4)}"
     try:
         place.get(MANIFEST, fresh / MANIFEST)
         manifest = read_manifest(fresh)
         target = parent / manifest.id
         if target.exists():
-            raise Conflict(f"{target}: found a bundle of this id, wanted none: bundles never change")
+            if known(manifest.id) or (target / MANIFEST).read_bytes() != (fresh / MANIFEST).read_bytes():
+                raise Conflict(f"{target}: found a bundle of this id, wanted none: bundles never change")
+            verify(target)
+            return _arrived(target, manifest), manifest
         for name in manifest.files:
             place.get(name, fresh / name)
         verify(fresh)
-        size = sum(file.stat().st_size for file in fresh.rglob("*") if file.is_file())
-        fresh.rename(target)
+        appear(fresh, target)
     except StoreError as error:
         raise BundleError(f"{address}: found {error}, wanted a bundle's folder") from None
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    return Transferred(manifest.id, str(target), len(manifest.files) + 1, size), manifest
+    return _arrived(target, manifest), manifest
+
+
+def _arrived(target: Path, manifest: Manifest) -> Transferred:
+    size = sum((target / name).stat().st_size for name in (*manifest.files, MANIFEST))
+    return Transferred(manifest.id, str(target), len(manifest.files) + 1, size)

@@ -247,7 +247,8 @@ def test_lake_rebuilt_state_and_training_have_one_order_of_imported_and_other_ev
         for number in (0, 1)
     ]
     append(now.source, pa.Table.from_pylist(from_kafka, TABLES[EVENTS]), now.progress, max_open_partitions=2)
-    assert take(lake, FileSource(str(tmp_path / "some.parquet")))["written"] == 6
+    names = {there: here for there, here in NAMES.items() if there != "stars"}
+    assert take(lake, FileSource(str(tmp_path / "some.parquet")), names)["written"] == 6
 
     held = {name: TopicBounds(name, "id", {0: 0}, {0: 7 if name == EVENTS else 0}) for name in (EVENTS, ITEMS, USERS)}
     monkeypatch.setattr(rebuild, "bounds", lambda *_: held)  # Kafka holds nothing more

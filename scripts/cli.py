@@ -84,6 +84,11 @@ def ingest(
     bound_heap()
     session = open_session()
     with attach(session.settings, session.home, say=show.say) as attached, show.progress("ingest") as bar:
+        if follow:
+            every = attached.settings.ingest.follow_s
+            show.say(
+                f"following: a commit every {every:g} s of what has come; Ctrl-C ends it behind the commit under way"
+            )
         with stopping() if follow else nullcontext() as stop:
             wait = stop.wait if stop is not None else None
             report = take_in(attached.settings, session.home, bar.topic, follow=wait, accept_gap=accept_gap)

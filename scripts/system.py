@@ -174,6 +174,7 @@ def _show_retention(measured: dict[str, Any]) -> None:
         return
     columns = ["reader", "topic", "partition", "unread", "hours_by_time", "hours_by_bytes", "alarm"]
     show.table([{**row, "alarm": "ALARM" if row["alarm"] else ""} for row in readers], columns, "")
+    print(f"as of {measured['as_of']}; a running system looks every five minutes")
     print()
 
 

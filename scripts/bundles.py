@@ -12,7 +12,7 @@ import typer
 from app.errors import MantaError
 from deployments.processes import marked
 from deployments.run import Run, running
-from scripts import show
+from scripts import bundle_pages, show
 from scripts.endpoint import asked_again, call
 from scripts.session import open_session
 
@@ -25,9 +25,12 @@ Promoted = dict[str, Any]
 
 def add_to(app: typer.Typer) -> typer.Typer:
     """Registers the group; the command line adds what needs the offline side."""
-    group = typer.Typer(help="Bundles: list, show, verify, promote, rollback, export, import.", no_args_is_help=True)
+    group = typer.Typer(
+        help="Bundles: list, show, history, verify, promote, rollback, export, import.", no_args_is_help=True
+    )
     group.command("list", epilog="Example: manta bundles list --json")(list_)
     group.command("show", epilog="Example: manta bundles show b-20261121-1")(show_)
+    group.command("history", epilog="Example: manta bundles history --surface home")(history)
     group.command("verify", epilog="Example: manta bundles verify b-20261121-1")(verify)
     group.command("export", epilog="Example: manta bundles export b-20261121-1 s3://shop/bundles")(export)
     group.command("import", epilog="Example: manta bundles import s3://shop/bundles/b-20261121-1")(import_)
@@ -54,17 +57,32 @@ def list_(json_: show.JsonFlag = False) -> None:
     if json_:
         show.as_json({"bundles": rows})
     else:
-        show.table(rows, ["bundle", "created", "live", "metrics"], "no bundles yet: `manta sweep FILE.yaml` makes one")
+        bundle_pages.overview(rows, open_session().settings.learn.metric)
 
 
 def show_(bundle: BundleId, json_: show.JsonFlag = False) -> None:
-    """The manifest of a bundle: lineage, families, metrics, files."""
-    row = _registry().bundle(bundle)
+    """Where a bundle came from and how good it is: lake snapshot, code, sweep, seed, data, metrics, segments."""
+    registry = _registry()
+    row = registry.bundle(bundle)
+    live = [surface for surface, name in registry.aliases().live.items() if name == row.id]
     if json_:
-        show.as_json({"bundle": row.id, "folder": str(row.folder), **row.manifest})
+        show.as_json({"bundle": row.id, "folder": str(row.folder), "live": live, **row.manifest})
         return
-    shown = {key: value for key, value in row.manifest.items() if key != "files"}
-    show.facts({"folder": row.folder, **shown, "files": len(row.manifest.get("files", {}))})
+    bundle_pages.lineage(str(row.folder), row.manifest, live, open_session().settings.learn.metric)
+
+
+def history(
+    surface: Annotated[str | None, typer.Option(help="Of this surface alone.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 20,
+    json_: show.JsonFlag = False,
+) -> None:
+    """Promotions and rollbacks, newest first: what became of each, and why it was refused or taken back."""
+    found = _registry().promotions(limit if surface is None else 10_000)
+    rows = [one.as_json() for one in found if surface is None or surface in one.surfaces][:limit]
+    if json_:
+        show.as_json({"promotions": rows})
+    else:
+        bundle_pages.history(rows)
 
 
 def verify(

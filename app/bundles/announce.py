@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from app.artifacts import Place, StoreError
+from app.artifacts import Place, StoreError, below
 from app.bundles.manifest import MANIFEST
 from app.bundles.registry import Promotion, Registry
 from app.bundles.transfer import export_bundle
@@ -83,7 +83,7 @@ def exported(folder: Path, address: str, digest: str) -> str:
             raise MantaError(f"{address}: found {error}, wanted a place that can be read") from None
         if there != digest:
             raise
-        return f"{address.rstrip('/')}/{folder.name}"
+        return below(address, folder.name)
 
 
 def _stands(settings: Settings, promotion: str) -> bool:

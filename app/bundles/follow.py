@@ -20,6 +20,8 @@ from pydantic import ValidationError
 from app.artifacts import Place, StoreError
 from app.bundles.manifest import MANIFEST, Manifest, read_manifest, verify
 from app.bundles.registry import Registry, bundles_folder, open_registry
+from app.bundles.retention import retire
+from app.bundles.whole import COMING, appear
 from app.database import Database, database_url
 from app.errors import BundleError, Conflict, MantaError, NotFound, RegistryUnavailable, SettingsError
 from app.events.messages import Published
@@ -151,8 +153,7 @@ class Follower:
             )
         except Conflict:  # by hand, meanwhile
             return self._noted(source, Followed(**(asdict(found) | {"outcome": "known"})))
-        for retired in self._registry.retire(self._settings.registry.keep):
-            shutil.rmtree(retired.folder, ignore_errors=True)
+        retire(self._registry, self._parent, self._settings.registry.keep)
         return found
 
     def _noted(self, source: str, found: Followed) -> Followed:
@@ -172,7 +173,7 @@ class Follower:
             place = Place.of(address)
         except MantaError as error:
             raise BundleError(str(error)) from None
-        fresh = self._parent / f".coming-{secrets.token_hex(4)}"
+        fresh = self._parent / f"{COMING}{secrets.token_hex(4)}"
         try:
             if not place.has(MANIFEST):
                 raise BundleError(f"{address}: found no bundle, wanted {message.bundle}, which was published there")
@@ -190,7 +191,7 @@ class Follower:
             target = self._parent / manifest.id
             if target.exists():  # of a kill before it was registered
                 shutil.rmtree(target)
-            fresh.rename(target)
+            appear(fresh, target)
         except FileNotFoundError as error:
             raise BundleError(f"bundle {message.bundle}: {address}: found {error}, wanted all its files") from None
         except StoreError as error:

@@ -50,3 +50,17 @@ def test_a_place_that_is_none(written: Path, tmp_path: Path) -> None:
         import_bundle(str(tmp_path / "nothing"), tmp_path / "bundles")
     with pytest.raises(MantaError, match="wanted a path, s3:// or gs://"):
         import_bundle("nowhere://x", tmp_path / "bundles")
+
+
+def test_what_a_killed_import_has_left_is_taken_as_it_stands_or_refused(written: Path, tmp_path: Path) -> None:
+    """Killed between the folder's appearance and its registration."""
+    sent, parent = export_bundle(written, str(tmp_path / "store")), tmp_path / "bundles"
+    first, _ = import_bundle(sent.place, parent)
+    stamp = (parent / "b1" / MANIFEST).stat().st_mtime_ns
+    again, _ = import_bundle(sent.place, parent, known=lambda _: False)
+    assert again == first
+    assert (parent / "b1" / MANIFEST).stat().st_mtime_ns == stamp
+    (parent / "b1" / "popular.safetensors").write_bytes(b"")
+    with pytest.raises(BundleError, match="popular"):
+        import_bundle(sent.place, parent, known=lambda _: False)
+    assert [path.name for path in parent.iterdir()] == ["b1"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from app.bundles.registry import open_registry
 from app.errors import MantaError
 from app.settings import Settings
 from deployments.processes import MARKER, Process
@@ -175,3 +176,91 @@ def test_offline_the_alias_is_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert run.state == "starting"
     assert promote(tmp_path, monkeypatch) == 0
     assert bundles._registry().aliases().live == {"home": "b1"}
+
+
+def run(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What a command prints."""
+    (home / "manta.yaml").write_text("surfaces: {home: {}}\n")
+    monkeypatch.setenv("MANTA_HOME", str(home))
+    monkeypatch.setenv("MANTA_SETTINGS", str(home / "manta.yaml"))
+    assert cli._run(["bundles", *words]) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def test_lineage_and_the_record_of_why_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = {
+        "id": "b1",
+        "created": "2026-11-21T00:00:00Z",
+        "snapshot": "events:7,items:8",
+        "data_hash": "d4ta",
+        "code_version": "1.0+abc",
+        "sweep": "tiny-1",
+        "seed": 3,
+        "families": [{"name": "ials", "family": "ials", "params": {"n_factors": 8}}],
+        "metrics": {"ndcg_at_10": 0.25, "ials.ndcg_at_10": 0.125},
+        "segments": {"history=1-4": {"cases": 40.0, "ndcg_at_10": 0.0625}},
+        "comparisons": {
+            "b0": {
+                "metric": "ndcg_at_10",
+                "basis": "fresh",
+                "cases": 9,
+                "theirs": 0.2,
+                "ours": 0.25,
+                "low": 0.01,
+                "high": 0.09,
+            }
+        },
+    }
+    registry = open_registry(SETTINGS, tmp_path)
+    registry.register("b1", tmp_path / "b1", manifest)
+    registry.register("b0", tmp_path / "b0", {"id": "b0", "metrics": {}})
+    registry.move("b1", {"home": None})
+    back = registry.start_promotion("b1", ["home"])
+    registry.update_promotion(back.id, state="live")
+    registry.update_promotion(back.id, state="rolled_back", reason="errors: 60 of 80 answers failed")
+    registry.start_promotion("b0", ["other"], state="refused", reason="size: found 2, wanted 1")
+
+    shown = run(tmp_path, monkeypatch, capsys, "show", "b1")
+    for text in (
+        "events:7,items:8",
+        "d4ta",
+        "1.0+abc",
+        "tiny-1",
+        "history=1-4",
+        "0.0625",
+        "0.125",
+        "+0.0100 to +0.0900",
+    ):
+        assert text in shown
+    listed = run(tmp_path, monkeypatch, capsys, "list")
+    assert "0.25" in listed
+    assert "0.125" not in listed
+    told = run(tmp_path, monkeypatch, capsys, "history")
+    assert "errors: 60 of 80 answers failed" in told
+    assert "size: found 2, wanted 1" in told
+    of_home = json.loads(run(tmp_path, monkeypatch, capsys, "history", "--surface", "home", "--json"))["promotions"]
+    assert [one["state"] for one in of_home] == ["rolled_back"]
+
+
+def test_a_bundle_comes_in_from_another_home_and_the_oldest_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MANTA_REGISTRY__KEEP", "2")
+    here, there = tmp_path / "here", tmp_path / "there"
+    register_tiny(SETTINGS, there, "b9")
+    run(there, monkeypatch, capsys, "export", "b9", str(tmp_path / "store"))
+    registry = open_registry(SETTINGS, here)
+    for order, name in enumerate(("live", "before", "old", "recent")):
+        (here / "bundles" / name).mkdir(parents=True)
+        registry.register(name, here / "bundles" / name, {"id": name}, created=100.0 + order)
+    registry.move("before", {"home": None})
+    registry.move("live", {"home": "before"})
+    for left, age_s in ((".writing-x", 2 * 86_400), (".coming-y", 10), (".gone-z", 10)):
+        (here / "bundles" / left).mkdir()
+        os.utime(here / "bundles" / left, (time.time() - age_s, time.time() - age_s))
+    run(here, monkeypatch, capsys, "import", str(tmp_path / "store" / "b9"))
+    assert {row.id for row in registry.bundles()} == {"b9", "recent", "live", "before"}
+    assert {path.name for path in (here / "bundles").iterdir()} == {"b9", "recent", "live", "before", ".coming-y"}
+    assert "b9: " in run(here, monkeypatch, capsys, "verify", "b9")

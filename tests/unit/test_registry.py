@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.bundles.registry import Registry, bundles_folder, open_registry
+from app.bundles.registry import BundleRow, Registry, bundles_folder, open_registry
 from app.errors import BundleError, Conflict, NotFound
 from app.settings import Settings
 
@@ -21,8 +21,8 @@ try:
     registry.register(bundle, '/b', {})
     registry.move(bundle, {'home': 'first', 'related': 'first'})
     print('won')
-except Conflict:
-    print('lost')
+except Conflict as error:
+    print('lost:', error)
 """
 
 
@@ -130,14 +130,31 @@ def test_of_many_processes_one_wins_and_a_new_database_is_made_once(tmp_path: Pa
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     opened = [racer(f"early{i}") for i in range(3)]
-    assert [p.communicate(timeout=60)[0].strip() for p in opened] == ["lost"] * 3
+    told = [p.communicate(timeout=60)[0].strip() for p in opened]
+    assert told == ["lost: surface home: found nothing live, wanted bundle first"] * 3
     registry = Registry(url)
     registry.register("first", Path("/b"), {})
     registry.move("first", {"home": None, "related": None})
     racing = [racer(f"racer{i}") for i in range(4)]
     results = sorted(p.communicate(timeout=60)[0].strip() for p in racing)
-    assert results == ["lost", "lost", "lost", "won"]
-    assert len(set(registry.aliases().live.values())) == 1
+    (winner,) = set(registry.aliases().live.values())
+    assert results == [*[f"lost: surface home: found bundle {winner} live, wanted bundle first"] * 3, "won"]
+
+
+def test_what_was_retired_meanwhile_does_not_go_live(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at the bundle and the move."""
+    registry.move("c", {"home": None})
+    look = registry.bundle
+
+    def then_retired(bundle: str) -> BundleRow:
+        found = look(bundle)
+        assert [row.id for row in registry.retire(keep=1)] == ["a", "b"]
+        return found
+
+    monkeypatch.setattr(registry, "bundle", then_retired)
+    with pytest.raises(NotFound, match="retired meanwhile"):
+        registry.move("a", {"home": "c"})
+    assert registry.aliases().live == {"home": "c"}
 
 
 def test_places_come_from_settings_else_home(tmp_path: Path) -> None:

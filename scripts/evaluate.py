@@ -11,6 +11,7 @@ from app.settings import load_settings
 from scripts import show
 
 if TYPE_CHECKING:
+    from app.evaluation.evaluate import Protocol
     from app.evaluation.row_weights import RowWeights
 
 
@@ -45,25 +46,40 @@ def evaluate(
         ),
     ] = None,
     json_: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Write the whole result there.")] = None,
+    chain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FAMILIES|auto",
+            help="Instead of --family: choose a chain of these families (F,F; auto: what suits the data) on a part of "
+            "what is fitted, and judge it beside each of them.",
+        ),
+    ] = None,
+    users: Annotated[int | None, typer.Option(min=2, help="--chain: fit on at most so many users.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Name the families and their parameters.")] = False,
 ) -> None:
-    """Fits a candidate family on a folder of data and judges it by a named protocol."""
+    """Fits a candidate family, or a whole chain, on a folder of data and judges it by a named protocol."""
     if list_:
         show.table(_families(), ["family", "parameters", "paper"], "no families")
         return
     from app.evaluation.evaluate import PROTOCOLS
     from app.evaluation.evaluate import evaluate as run
 
-    for name, found in (("--data", data), ("--family", family), ("--protocol", protocol)):
+    for name, found in (("--data", data), ("--family", family or chain), ("--protocol", protocol)):
         if found is None:
             raise SettingsError("manta evaluate", name, None, "a value")
     assert data is not None
-    assert family is not None
     named = next((one for one in PROTOCOLS if one == protocol), None)
     if named is None:
         raise SettingsError("manta evaluate", "--protocol", protocol, "one of " + ", ".join(PROTOCOLS))
     if on not in ("test", "valid"):
         raise SettingsError("manta evaluate", "--on", on, "test or valid")
+    if chain is not None:
+        for name, given in (("--family", family), ("--param", param), ("--weigh", weigh)):
+            if given:
+                raise SettingsError("manta evaluate", name, given, "nothing, since --chain is there")
+        _chain(data, chain, named, users, seed, on == "valid", mask_history, json_)
+        return
+    assert family is not None
     with show.progress("evaluate") as bar:
         result = run(
             data,
@@ -79,6 +95,49 @@ def evaluate(
     if json_ is not None:
         json_.write_text(json.dumps(result, indent=2) + "\n")
     _show(result)
+
+
+def _chain(
+    data: Path,
+    chain: str,
+    protocol: "Protocol",
+    users: int | None,
+    seed: int,
+    on_valid: bool,
+    mask_history: bool,
+    json_: Path | None,
+) -> None:
+    from tune.ablation import cells
+    from tune.folder_chain import evaluate_chain
+
+    families = () if chain == "auto" else tuple(chain.split(","))
+    with show.progress("evaluate") as bar:
+        result = evaluate_chain(
+            data,
+            protocol,
+            families=families,
+            mask_history=mask_history,
+            on_valid=on_valid,
+            users=users,
+            seed=seed,
+            watch=bar.topic,
+        )
+    if json_ is not None:
+        json_.write_text(json.dumps(result, indent=2) + "\n")
+    for part, said in (("validation", "on the part that the chain was chosen by"), ("test", f"on {result['on']}")):
+        columns, rows = cells(result[part])
+        print(f"{said} (differences: to {_reference(result[part])}, 95 %, users drawn together)")
+        # A table's columns are told apart by their names: a difference is named after its metric.
+        named = [
+            name if name != "difference" else f"{columns[place - 1]}: difference" for place, name in enumerate(columns)
+        ]
+        show.table([dict(zip(named, row, strict=True)) for row in rows], named, "no stages")
+        print()
+    show.facts({name: value for name, value in result.items() if name not in ("validation", "test")})
+
+
+def _reference(rows: list[dict[str, Any]]) -> str:
+    return next(str(row["stage"]) for row in rows if row["difference"] is None)
 
 
 def _row_weights(kind: str) -> "RowWeights":

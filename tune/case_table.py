@@ -62,7 +62,7 @@ class CaseTable:
         nothing = ItemStatistics.of(whole.first(0), spec.half_lives_days, as_of=0)
 
         def ask(query: Query) -> Candidates:
-            asked.append(_in_rows(retrieve(sources, query)))
+            asked.append(in_rows(retrieve(sources, query)))
             return asked[-1]
 
         plain = _with(spec, (name for name in spec.features if name not in OF_THE_MIX))
@@ -136,7 +136,7 @@ def _with(spec: FeatureSpec, names: Iterable[str]) -> FeatureSpec:
     return spec.model_copy(update={"features": tuple(names)})
 
 
-def _in_rows(found: Candidates) -> Candidates:
+def in_rows(found: Candidates) -> Candidates:
     """The same in rising rows within each question."""
     order = np.lexsort((found.rows, found.owner))
     return Candidates(found.rows[order], found.offsets, found.scores[order], found.ranks[order])

@@ -18,6 +18,9 @@ class SettingsError(MantaError):
         super().__init__(f"{where}: {key}: found {found!r}, wanted {wanted}")
         self.where, self.key, self.found, self.wanted = where, key, found, wanted
 
+    def __reduce__(self) -> tuple[type["SettingsError"], tuple[str, str, object, str]]:
+        return type(self), (self.where, self.key, self.found, self.wanted)
+
 
 class GapError(MantaError):
     """Offsets that should be read next are no longer (or not yet) in the topic.

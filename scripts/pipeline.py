@@ -3,7 +3,9 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,16 +55,18 @@ def pipeline(
     A run that was interrupted is finished first, without running again what had ended. Exit code 1 where it failed;
     a bundle that the gate refuses is no failure.
     """
-    from tune.pipeline.file import load_pipeline
+    from tune.pipeline.file import check_pipeline, read_pipeline
     from tune.pipeline.record import Store
     from tune.pipeline.service import Service
 
     session = open_session()
-    plan, document = load_pipeline(file, session.settings)
+    plan, document = read_pipeline(file)
     store = Store(session.home, plan.name)
     if history:
         _show_history(store.runs(), json_)
         return
+    with ProcessPoolExecutor(1, get_context("spawn")) as apart:  # this one may live for months, and stays small
+        apart.submit(check_pipeline, file, plan, session.settings).result()
     with hold(store.lock, f"pipeline {plan.name}", file=str(file.absolute())):
         service = Service(
             store,

@@ -1,5 +1,6 @@
 """Pipeline files: what is wrong is named; the times of a schedule; what a deadline leaves to the trials."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import yaml
 from app.errors import SettingsError
 from app.settings import Settings
 from tune.pipeline.deadline import after_trials_s, reserve_s
-from tune.pipeline.file import SchedulePlan, load_pipeline, parse_pipeline
+from tune.pipeline.file import SchedulePlan, check_pipeline, parse_pipeline, read_pipeline
 from tune.pipeline.record import Attempt, RunRecord, StepRecord, StepState
 from tune.pipeline.schedule import DAY_S, Due, Timetable
 
@@ -33,7 +34,9 @@ def written(folder: Path, text: str) -> Path:
 
 
 def test_a_whole_file(tmp_path: Path) -> None:
-    found, document = load_pipeline(written(tmp_path, WHOLE), SETTINGS)
+    file = written(tmp_path, WHOLE)
+    found, document = read_pipeline(file)
+    check_pipeline(file, found, SETTINGS)
     assert (found.name, found.deadline) == ("nightly", 7200)
     assert found.schedule == SchedulePlan(at="03:00")
     assert found.steps.named() == ["update", "sweep", "promote", "publish"]
@@ -76,16 +79,18 @@ def test_what_is_wrong_is_named(tmp_path: Path, change: dict[str, Any], said: st
     (tmp_path / "bad.yaml").write_text("name: bad\nfamilies: {nosuch: {}}\n")
     file = written(tmp_path, yaml.safe_dump(yaml.safe_load(WHOLE) | change))
     with pytest.raises(SettingsError) as refused:
-        load_pipeline(file, SETTINGS)
+        check_pipeline(file, read_pipeline(file)[0], SETTINGS)
     assert said in str(refused.value)
+    again = pickle.loads(pickle.dumps(refused.value))  # from a process apart
+    assert (str(again), again.key) == (str(refused.value), refused.value.key)
 
 
 @pytest.mark.parametrize("text", ["", "- name", "{name: [", "name: x"])
 def test_what_is_no_pipeline(tmp_path: Path, text: str) -> None:
     with pytest.raises(SettingsError):
-        load_pipeline(written(tmp_path, text), SETTINGS)
+        read_pipeline(written(tmp_path, text))
     with pytest.raises(SettingsError, match="no such file"):
-        load_pipeline(tmp_path / "gone.yaml", SETTINGS)
+        read_pipeline(tmp_path / "gone.yaml")
 
 
 HOUR = 3600.0

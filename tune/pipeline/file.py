@@ -126,35 +126,44 @@ class PipelineFile(_Part):
     steps: Steps
 
 
-def load_pipeline(path: Path, settings: Settings) -> tuple[PipelineFile, dict[str, Any]]:
-    """Reads and checks a pipeline file, and the sweep file that it names; also the document as it stands in the file.
+def read_pipeline(path: Path) -> tuple[PipelineFile, dict[str, Any]]:
+    """Reads and checks a pipeline file by itself; also the document as it stands in the file.
 
     Raises:
         SettingsError: what is wrong, with file, key, found and wanted.
     """
-    from tune.space import load_sweep
-
     document = _loaded(path)
     pipeline = parse_pipeline(document, str(path))
     assert isinstance(document, dict)
+    return pipeline, document
+
+
+def check_pipeline(path: Path, pipeline: PipelineFile, settings: Settings) -> None:
+    """Checks what a file names: surfaces, and its sweep file. Imports what every family needs: best in a process apart.
+
+    Raises:
+        SettingsError: as `read_pipeline`.
+    """
     steps = pipeline.steps
     for surface in steps.promote.surfaces if steps.promote is not None else ():
         if surface not in settings.surfaces:
             wanted = "one of " + ", ".join(settings.surfaces)
             raise SettingsError(str(path), "steps.promote.surfaces", surface, wanted)
-    if steps.sweep is not None:
-        sweep = path.parent / steps.sweep.file
-        if not sweep.is_file():
-            raise SettingsError(str(path), "steps.sweep.file", steps.sweep.file, f"a sweep file under {path.parent}")
-        load_sweep(sweep, settings)
-    return pipeline, document
+    if steps.sweep is None:
+        return
+    sweep = path.parent / steps.sweep.file
+    if not sweep.is_file():
+        raise SettingsError(str(path), "steps.sweep.file", steps.sweep.file, f"a sweep file under {path.parent}")
+    from tune.space import load_sweep
+
+    load_sweep(sweep, settings)
 
 
 def parse_pipeline(document: object, origin: str) -> PipelineFile:
     """Checks what a file holds. A step without anything after its colon is one with the defaults.
 
     Raises:
-        SettingsError: as `load_pipeline`.
+        SettingsError: as `read_pipeline`.
     """
     if not isinstance(document, dict):
         raise SettingsError(origin, "(top)", type(document).__name__, "a mapping: name, schedule, deadline, steps")

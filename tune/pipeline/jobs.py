@@ -1,7 +1,9 @@
 """The jobs of a pipeline on Ray's Jobs API: one a step, under a name of its own, found again by it."""
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from app.errors import MantaError
@@ -39,7 +41,7 @@ class Jobs(Protocol):
 
 
 class RayJobs:
-    """`Jobs` of a Ray cluster. Ray's environment must stand: its client is imported here, and not before."""
+    """`Jobs` of a Ray cluster, whose token is in the file that RAY_AUTH_TOKEN_PATH names, if it wants any."""
 
     def __init__(self, address: str | None) -> None:
         """`address`: of the dashboard; None: what the environment says."""
@@ -66,9 +68,15 @@ class RayJobs:
             if self._client is None:
                 from ray.job_submission import JobSubmissionClient
 
-                self._client = JobSubmissionClient(self._address)
+                self._client = JobSubmissionClient(self._address, headers=_token())
             return getattr(self._client, method)(*words, **options)
         except (OSError, RuntimeError) as error:  # of `requests`, all are OSErrors
             if "status code 404" in str(error):
                 return None
             raise JobsAway(f"Ray's Jobs API: {str(error).splitlines()[0] if str(error) else error!r}") from None
+
+
+def _token() -> dict[str, str]:
+    """Ray's own look for it is made once, when Ray is imported, and finds that of another system after this one."""
+    file = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return {"Authorization": f"Bearer {Path(file).read_text().strip()}"} if file else {}

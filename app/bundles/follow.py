@@ -185,12 +185,15 @@ class Follower:
             manifest = read_manifest(fresh)
             if manifest.id != message.bundle:
                 raise BundleError(f"{address}: found bundle {manifest.id}, wanted {message.bundle}")
+            target = self._parent / manifest.id
+            if target.exists():  # of a kill before it was registered
+                if (target / MANIFEST).read_bytes() != (fresh / MANIFEST).read_bytes():
+                    raise BundleError(f"{target}: found another bundle of this id, wanted none: bundles never change")
+                verify(target)
+                return target, manifest
             for name in manifest.files:
                 place.get(name, fresh / name)
             verify(fresh)
-            target = self._parent / manifest.id
-            if target.exists():  # of a kill before it was registered
-                shutil.rmtree(target)
             appear(fresh, target)
         except FileNotFoundError as error:
             raise BundleError(f"bundle {message.bundle}: {address}: found {error}, wanted all its files") from None

@@ -170,6 +170,19 @@ def test_a_wrong_one_is_refused_and_named_and_the_others_come(shop: Shop, tmp_pa
     assert taken(tmp_path / "other", shop.settings) == []
 
 
+def test_another_folder_under_its_id_stays_and_is_named(shop: Shop, tmp_path: Path) -> None:
+    shop.publish("b1")
+    there = tmp_path / "other" / "bundles" / "b1"
+    there.mkdir(parents=True)
+    (there / MANIFEST).write_text("{}")
+    (found,) = taken(tmp_path / "other", shop.settings)
+    assert (found.outcome, str(found.reason)) == (
+        "refused",
+        f"{there}: found another bundle of this id, wanted none: bundles never change",
+    )
+    assert (there / MANIFEST).read_text() == "{}"
+
+
 class Killed(BaseException):
     """The follower's process is gone."""
 

@@ -18,6 +18,7 @@ import pytest
 import ray
 import yaml
 
+from app.bundles.judged import JUDGED, Judged
 from app.bundles.load import load_bundle
 from app.bundles.registry import open_registry
 from app.errors import MantaError, NotFound, SettingsError
@@ -34,7 +35,7 @@ from tune.dataset import load_training_set
 from tune.journal import Journal, TrialRecord
 from tune.promote import promote
 from tune.report import SweepReport
-from tune.sweep import run_sweep
+from tune.sweep import NothingFound, run_sweep
 from tune.together import fit_together_task
 from tune.trial import refit
 
@@ -195,7 +196,11 @@ def test_a_killed_sweep_resumes_and_ends_in_a_bundle(system: tuple[Settings, Pat
     assert [row.id for row in registry.bundles()] == [report.bundle]
     assert registry.aliases().live == {}
     bundle = load_bundle(registry.bundle(report.bundle).folder)
-    assert bundle.manifest.sweep == folder.name
+    manifest = bundle.manifest
+    assert (manifest.sweep, manifest.data_hash) == (folder.name, load_training_set(settings, home).data_hash)
+    assert sum(one["cases"] for one in manifest.segments.values()) == manifest.validation.cases
+    judged = Judged.load(bundle.folder / JUDGED)
+    assert judged.values["ndcg_at_10"].mean() == pytest.approx(manifest.metrics["ndcg_at_10"], abs=1e-6)
     assert bundle.manifest.metrics["ndcg_at_10"] == pytest.approx(chain["metrics"]["ndcg_at_10"]["value"])
     assert bundle.mix == tuple((name, k) for name, k in board["package"]["mix"])
     assert bundle.spec.session_gap_s == 7200.0
@@ -299,3 +304,40 @@ def test_two_processes_fit_the_model_that_one_fits(system: tuple[Settings, Path,
     alone = refit("sasrec", params, data.interactions, data.catalogue, seed=5)
     histories = Histories.of_lists([[0, 3, 6], [1]])
     np.testing.assert_allclose(found.score(histories), alone.score(histories), atol=2e-3)
+
+
+def test_at_its_deadline_a_sweep_hands_over_the_best_so_far(
+    system: tuple[Settings, Path, Path], tmp_path: Path
+) -> None:
+    """Of a deadline that has passed: what had ended counts, also where no configuration has all its segments."""
+    settings, home, _ = system
+    data, passed = load_training_set(settings, home), time.time() - 1
+    segment = {"of": "items", "by": "genres", "least_events": 100, "cases": 20}
+    families = {"ials": {"samples": 1, "space": {"n_factors": [4]}}, "popularity": {"samples": 1}}
+    file = tmp_path / "late.yaml"
+
+    def swept(name: str, until: float | None, **more: Any) -> SweepReport:
+        file.write_text(yaml.safe_dump({"name": "late", "search": "random", "families": families, **more}))
+        return run_sweep(settings, home, file, data=data, register=False, under=name, until=until)
+
+    with pytest.raises(NothingFound, match="no trial succeeded: the budget ended"):
+        swept("late-whole", passed)
+    whole = swept("late-whole", None)
+    assert (whole.id, len(whole.best)) == ("late-whole", 2)
+    journal = home / "sweeps" / "late-whole" / "trials.jsonl"
+    journal.write_text("".join(line for line in journal.read_text().splitlines(True) if '"popularity' in line))
+    assert [*swept("late-whole", passed).best] == ["popularity"]
+
+    swept("late-parts", None, segment=segment)
+    folder = home / "sweeps" / "late-parts"
+    (folder / "trials.jsonl").unlink()
+    lines = [json.loads(line) for line in (folder / "segments.jsonl").read_text().splitlines()]
+    kept = next(line for line in lines if line["trial"].startswith("ials"))
+    kept["results"] = [result for result in kept["results"] if result["segment"] != "g2"]
+    (folder / "segments.jsonl").write_text(json.dumps(kept) + "\n")
+    report = swept("late-parts", passed, segment=segment)
+    assert report.best == {}
+    bests = {one["segment"]: one["best"] for one in report.segments}
+    assert bests == {name: kept["trial"] if name in {r["segment"] for r in kept["results"]} else None for name in bests}
+    assert 0 < sum(best is not None for best in bests.values()) < 3
+    assert (folder / "report.html").stat().st_size > 100

@@ -30,16 +30,21 @@ def write_tiny(
     ndcg: float = 0.1,
     sick: bool = False,
     ranker: Ranker | None = None,
+    lineage: Lineage | None = None,
+    events: int | None = None,
 ) -> Path:
     """A bundle of 60 items `{prefix}0` to `{prefix}59`; another prefix makes a disjoint catalogue.
 
     Args:
         sick: its ranker's scores are no numbers.
         ranker: None: a network that has not learned.
+        lineage: None: a metric, of no split.
+        events: how many of the oldest it has learned from; None: all.
     """
     rows = [columns_of(row) for row in range(N_ITEMS)]
     columns = pa.table({name: [row[name] for row in rows] for name in ("title", "genres", "year")})
     items, data = Catalogue.of([f"{prefix}{row}" for row in range(N_ITEMS)], columns), interactions()
+    data = data if events is None else data.first(events)
     models = {name: make(name).fit(data, items) for name, _ in MIX}
     spec = make_spec(items, [name for name, _ in MIX])
     network = NetworkRanker(feature_names(spec))
@@ -57,7 +62,7 @@ def write_tiny(
         spec=spec,
         statistics=ItemStatistics.of(data, spec.half_lives_days),
         popular=np.argsort(-scores, kind="stable").astype(np.int32),
-        lineage=Lineage(metrics={"ndcg_at_10": ndcg}, validation=ValidationSplit()),
+        lineage=lineage or Lineage(metrics={"ndcg_at_10": ndcg}, validation=ValidationSplit()),
     )
 
 

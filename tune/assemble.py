@@ -74,8 +74,8 @@ def assemble(
 
     All sources are asked once: for validation as fitted before validation, and for the ranker's examples as fitted
     before the ranker slice. Mixes are searched twice over, by their own order and by that of a linear ranker that
-    learns anew for each; the mixes that both lead to get the rankers of the plan. What is best on validation is taken
-    (`chosen`), the best family alone and no ranker among it.
+    learns anew for each; the mixes that both lead to get the rankers of the plan. What is best on validation by the
+    metric is taken (`chosen`), the best family alone and no ranker among it.
 
     Args:
         models: the best of each family, fitted before validation.
@@ -115,7 +115,6 @@ def assemble(
         users,
         order,
         spec_of,
-        metric=metric,
         limit=candidates,
         costs=costs,
         plan=mixes,

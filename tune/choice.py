@@ -64,6 +64,16 @@ def chosen(options: Sequence[Option], metric: str) -> Option:
     return best
 
 
+def whole_list_ndcg(ranks: NDArray[np.float64]) -> NDArray[np.float64]:
+    """float64 (C,): 1 / log2(1 + place), however late; 0 for what was not retrieved.
+
+    Mixes are compared by it, not by the metric of so many places at the top: what a further source brings is found all
+    over the list, so that as many cases tell mixes apart much better, and the same mixes are found with every seed.
+    """
+    found = np.isfinite(ranks)
+    return np.where(found, 1.0 / np.log2(1.0 + np.where(found, ranks, 1.0)), 0.0)
+
+
 def alone(mix: Mix) -> Mix:
     """The first source's own order; of the fillers so little that no list of usual length shows it."""
     return (mix[0], *((name, 1) for name, _ in mix[1:] if name in FILLERS))
@@ -115,7 +125,6 @@ class Choice:
         order: Sequence[str],
         spec_of: SpecOf,
         *,
-        metric: str,
         limit: int,
         costs: Costs,
         plan: MixPlan,
@@ -128,7 +137,7 @@ class Choice:
             order,
             spec_of,
         )
-        self._metric, self._limit, self._costs, self._plan, self._tell = metric, limit, costs, plan, tell
+        self._limit, self._costs, self._plan, self._tell = limit, costs, plan, tell
         self._answered = judging.answered()
         self.judged, self.cut = 0, False
 
@@ -162,17 +171,14 @@ class Choice:
         return found
 
     def _by_order(self, mix: Mix) -> Judged:
-        return Judged(mix, self._metric_of(self._judging.ranks(mix, self._limit)), self._costs.of(mix))
+        return Judged(mix, whole_list_ndcg(self._judging.ranks(mix, self._limit)), self._costs.of(mix))
 
     def _by_linear(self, mix: Mix, learned: CaseTable, judged: CaseTable) -> Judged:
         """By a linear ranker of the mix; what no source found is missed by every mix."""
         spec = self._spec_of([name for name, _ in mix])
         ranker = LinearRanker.fitted(learned.examples(mix, self._limit, spec), self._learning.seed)
         ranks = self._ranks_by(ranker.score, mix, spec, judged)
-        return Judged(mix, self._metric_of(ranks), self._costs.of(mix, ranked=True))
-
-    def _metric_of(self, ranks: NDArray[np.float64]) -> NDArray[np.float64]:
-        return evaluated(ranks, self._users).per_case[self._metric]
+        return Judged(mix, whole_list_ndcg(ranks), self._costs.of(mix, ranked=True))
 
     def _ranks_by(
         self,

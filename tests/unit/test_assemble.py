@@ -24,7 +24,7 @@ from tests.unit.chain_world import catalogue, interactions
 from tune.assemble import Assembled, assemble
 from tune.case_table import CaseTable
 from tune.chains import Chain, Mix, Slices, judge_chain, order_ranks, plain_query, score_ranks
-from tune.choice import Option, alone, chosen
+from tune.choice import Option, alone, chosen, whole_list_ndcg
 from tune.mixes import MixPlan
 from tune.ranker_plan import RankerPlan
 
@@ -42,6 +42,11 @@ def test_ranks_by_order_and_by_score() -> None:
     assert order_ranks(found).tolist() == [2.0, np.inf, 3.0]
     scores = np.array([0.1, 0.9, 0.5, 1, 1, 1, 0.7, 0.9, 0.7], np.float32)
     assert score_ranks(found, scores).tolist() == [1.0, np.inf, 3.0]  # equal scores keep retrieval order
+
+
+def test_mixes_are_compared_by_the_place_in_the_whole_list() -> None:
+    found = whole_list_ndcg(np.array([1.0, 3.0, np.inf, 127.0]))
+    assert found == pytest.approx([1.0, 0.5, 0.0, 1 / 7])
 
 
 def test_two_sets_of_examples_in_one() -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
 
 from app.bundles.build import Lineage, write_bundle
@@ -28,7 +27,7 @@ from app.evaluation.splits import TimeSplit
 from app.features.statistics import ItemStatistics
 from app.features.table import feature_names, make_spec
 from app.models.candidate import CandidateModel, StaticModel
-from app.models.families import family_of, load_model
+from app.models.families import load_model
 from app.models.interactions import Catalogue, Histories
 from app.retrieval.sources import Source, retrieve, source_of
 from app.settings import Settings
@@ -39,14 +38,13 @@ from tune.case_segments import case_segments
 from tune.chain_cost import Costs
 from tune.chains import BATCH, Chain, Slices, plain_query
 from tune.dataset import TrainingSet
+from tune.fits import Fits, live_models, passes_of
 from tune.journal import TrialRecord
 from tune.objective import Objective
 from tune.ranker_plan import RankerPlan
 from tune.space import SweepFile
-from tune.together import fit_together_task
 from tune.trial import cap_threads, refit
 from tune.user_columns import user_columns
-from tune.worker import refit_task
 
 LISTS = 1000  # users (the most recent) and items (the most popular) with a precomputed list each
 LIST_LENGTH = 100
@@ -84,7 +82,8 @@ def package(
     split = data.split(settings.learn)
     tell("choosing the chain")
     models = {family: _fitted(folder, trial, split, data.catalogue, seed) for family, trial in best.items()}
-    fits = _Fits(sweep, data, best, seed)
+    live, begun_at = live_models(settings, home) if sweep.begin == "live" else ({}, None)
+    fits = Fits(sweep, data, best, seed, live)
 
     def earlier(families: Sequence[str]) -> dict[str, CandidateModel]:
         fits.ask(families, len(split.fit))
@@ -168,7 +167,12 @@ def package(
         "mix": [list(entry) for entry in chain.mix],
         "ranker": "" if chain.ranker is None else chain.ranker.kind,
     }
-    figures |= {"metric": str(sweep.metric), "search": assembled.search, "ablation": assembled.ablation}
+    figures |= {
+        "begun_at": begun_at,
+        "metric": str(sweep.metric),
+        "search": assembled.search,
+        "ablation": assembled.ablation,
+    }
     return Packaged(bundle, figures)
 
 
@@ -180,41 +184,7 @@ def _fitted(folder: Path, trial: TrialRecord, split: TimeSplit, catalogue: Catal
             return load_model(trial.family, saved)
         except BundleError:
             shutil.rmtree(saved, ignore_errors=True)
-    return refit(trial.family, trial.params, split.before_validation, catalogue, seed=seed, passes=_passes(trial))
-
-
-def _passes(trial: TrialRecord) -> int:
-    """Where a stopped trial ended; one that ran to its end does so again."""
-    return max((done for done, _ in trial.passes), default=0) if trial.state == "stopped" else 0
-
-
-class _Fits:
-    """The best configurations fitted on some of the oldest events, beside each other on the cluster."""
-
-    def __init__(self, sweep: SweepFile, data: TrainingSet, best: Mapping[str, TrialRecord], seed: int) -> None:
-        self._sweep, self._best, self._seed = sweep, best, seed
-        self._shared = ray.put((data.interactions, data.catalogue))
-        self._asked: dict[tuple[str, int], Any] = {}
-
-    def ask(self, families: Sequence[str], events: int) -> None:
-        """Begins fits on the oldest `events` events, the dearest first."""
-        for family in sorted(families, key=lambda name: -family_of(name).fit_cost):
-            trial, plan = self._best[family], self._sweep.families[family]
-            cpus = plan.cpus or self._sweep.cpus
-            asked = (events, family, trial.params, self._seed, _passes(trial))
-            if plan.workers > 1:
-                gpus = plan.gpus if ray.cluster_resources().get("GPU") else 0.0
-                several = ray.remote(num_cpus=0, max_retries=1)(fit_together_task)
-                self._asked[family, events] = several.options(name=f"refit {family} by {plan.workers}").remote(
-                    [self._shared], *asked, workers=plan.workers, cpus=cpus, gpus=gpus
-                )
-            else:
-                task = ray.remote(num_cpus=cpus, max_retries=1)(refit_task).options(name=f"refit {family}")
-                self._asked[family, events] = task.remote(self._shared, *asked, cpus)
-
-    def get(self, families: Sequence[str], events: int) -> dict[str, CandidateModel]:
-        """The fitted models; waits for them."""
-        return {family: ray.get(self._asked[family, events]) for family in families}
+    return refit(trial.family, trial.params, split.before_validation, catalogue, seed=seed, passes=passes_of(trial))
 
 
 def _costs(sweep: SweepFile, best: Mapping[str, TrialRecord]) -> Costs:

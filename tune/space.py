@@ -168,6 +168,9 @@ class SweepFile(_Part):
     latency_probes: int = Field(
         20, ge=0, description="Single requests that measure a model's latency; 0: not measured."
     )
+    begin: Literal["nothing", "live"] = Field(
+        "nothing", description="Where the fits for the bundle begin: `live`, at the live bundle's weights."
+    )
     history_limit: int = Field(200, ge=1, le=10_000, description="Newest events of a history that models see.")
     ranker: RankerPlan = Field(RankerPlan(), description="Which rankers are tried, with which parameters.")
     mix: MixPlan = Field(DEFAULT_MIX, description="How far the bundle's sources and their counts are searched for.")

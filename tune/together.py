@@ -11,6 +11,7 @@ from app.errors import MantaError
 from app.models.candidate import CandidateModel
 from app.models.families import load_model
 from app.models.interactions import Catalogue, Interactions
+from app.models.warm import WarmModel
 from tune.trial import cap_threads, refit
 
 
@@ -21,6 +22,7 @@ def fit_together_task(
     params: Mapping[str, Any],
     seed: int,
     passes: int,
+    before: tuple[WarmModel, Catalogue] | None = None,
     *,
     workers: int,
     cpus: float,
@@ -42,7 +44,7 @@ def fit_together_task(
     def fit() -> dict[str, bytes]:
         cap_threads(cpus)
         interactions, catalogue = _shared(held)
-        model = refit(family, params, interactions.first(events), catalogue, seed=seed, passes=passes)
+        model = refit(family, params, interactions.first(events), catalogue, seed=seed, passes=passes, before=before)
         return _files(model) if ray.train.get_context().get_world_rank() == 0 else {}
 
     resources = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})

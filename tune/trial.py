@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from app.evaluation.protocols import Evaluation, Scorer, next_event
 from app.models.candidate import CandidateModel, StopFitting
 from app.models.families import FAMILIES, make
 from app.models.interactions import Catalogue, Histories, Interactions
+from app.models.warm import WarmModel, rows_before
 from tune.objective import PLAIN, Objective, latency_of
 
 Report = dict[str, Any]  # what is known of a trial
@@ -201,18 +203,32 @@ def fit_and_judge(
 
 
 def refit(
-    family: str, params: Mapping[str, Any], data: Interactions, catalogue: Catalogue, *, seed: int, passes: int = 0
+    family: str,
+    params: Mapping[str, Any],
+    data: Interactions,
+    catalogue: Catalogue,
+    *,
+    seed: int,
+    passes: int = 0,
+    before: tuple[WarmModel, Catalogue] | None = None,
 ) -> CandidateModel:
-    """The same configuration fitted on other data; `passes` > 0 stops an iterative family where its trial ended."""
+    """The same configuration fitted on other data.
+
+    Args:
+        passes: above 0: stops an iterative family where its trial ended.
+        before: a model of the family and its items, to begin at where its sizes are the same.
+    """
 
     def progress(done: int, model: CandidateModel) -> None:
         del model
         if passes and done >= passes:
             raise StopFitting
 
-    return make(family, params).fit(
-        data, catalogue, seed=seed, progress=progress if FAMILIES[family].iterative else None
-    )
+    model = make(family, params)
+    if before is not None and isinstance(model, WarmModel):
+        with suppress(MantaError):  # of other sizes: from nothing
+            model.begin_at(before[0], rows_before(before[1], catalogue))
+    return model.fit(data, catalogue, seed=seed, progress=progress if FAMILIES[family].iterative else None)
 
 
 def save_model(model: CandidateModel, folder: Path) -> int:

@@ -12,6 +12,7 @@ import ray
 from app.errors import MantaError
 from app.models.candidate import CandidateModel
 from app.models.interactions import Catalogue, Interactions
+from app.models.warm import WarmModel
 from tune.trial import Report, cap_threads, refit
 
 
@@ -96,13 +97,14 @@ def refit_task(
     params: Mapping[str, Any],
     seed: int,
     passes: int,
+    before: tuple[WarmModel, Catalogue] | None,
     cpus: float,
 ) -> CandidateModel:
-    """One configuration fitted on the oldest `events` events, as a Ray task."""
+    """One configuration fitted on the oldest `events` events, as a Ray task; `before`: where to begin."""
     _give_way()
     cap_threads(cpus)
     interactions, catalogue = shared
-    return refit(family, params, interactions.first(events), catalogue, seed=seed, passes=passes)
+    return refit(family, params, interactions.first(events), catalogue, seed=seed, passes=passes, before=before)
 
 
 def _give_way() -> None:

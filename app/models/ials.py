@@ -1,7 +1,9 @@
 """iALS: matrix factorisation for implicit feedback; a history is folded in at request time."""
 
 import itertools
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -11,6 +13,7 @@ from pydantic import BaseModel, Field
 from scipy.sparse import csr_matrix
 
 from app.errors import MantaError
+from app.models import warm
 from app.models.candidate import Progress, StopFitting
 from app.models.history_decay import HistoryDecay, decayed_weights
 from app.models.ials_solver import alternate
@@ -57,6 +60,7 @@ class Ials:
         self.params = checked(params, IalsParams)
         self.n_items = 0
         self._mean_mass = 1.0
+        self._begin: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
         self._set_vectors(np.zeros((0, 1), np.float32))
 
     def _set_vectors(self, vectors: NDArray[np.float32]) -> None:
@@ -65,6 +69,12 @@ class Ials:
         self._gram = vectors.T @ vectors
         # One row more, of zeros: where padding and unknown items point to.
         self._padded = np.concatenate([vectors, np.zeros((1, dims), np.float32)])
+
+    def begin_at(self, before: Self, rows: NDArray[np.int64]) -> Self:
+        """As `app.models.warm.WarmModel` has it: at the items' vectors."""
+        warm.same_sizes(self.family, {"n_factors": before.params.n_factors}, {"n_factors": self.params.n_factors})
+        self._begin = partial(warm.begun_at, before.item_vectors(), rows)
+        return self
 
     def fit(self, data: Interactions, catalogue: Catalogue, *, seed: int = 0, progress: Progress | None = None) -> Self:
         del catalogue
@@ -80,9 +90,11 @@ class Ials:
         self._mean_mass = float(users.mean()) if len(users) else 1.0
         seen.data += np.float32(1)
         l2_items = params.l2 * (items / items.mean()) ** params.frequency if len(items) else items
-        passes = alternate(seen, self._l2(users), l2_items, params.n_factors, seed)
+        begin, self._begin = self._begin, None
+        passes = alternate(seen, self._l2(users), l2_items, params.n_factors, seed, begin)
+        most = warm.passes_of(params.iterations) if begin else params.iterations
         with suppress(StopFitting):
-            for number, vectors in enumerate(itertools.islice(passes, params.iterations), start=1):
+            for number, vectors in enumerate(itertools.islice(passes, most), start=1):
                 if not np.isfinite(vectors).all():
                     raise MantaError(f"ials: found vectors that are not finite after pass {number}; wanted a larger l2")
                 self._set_vectors(vectors)

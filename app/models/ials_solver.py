@@ -1,7 +1,7 @@
 """Alternating least squares with a regularisation of each row's own, over implicit's conjugate gradients."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from implicit.cpu._als import least_squares_cg
@@ -48,13 +48,19 @@ class Side:
 
 
 def alternate(
-    confidences: csr_matrix, l2_users: NDArray[np.float64], l2_items: NDArray[np.float64], n_factors: int, seed: int
+    confidences: csr_matrix,
+    l2_users: NDArray[np.float64],
+    l2_items: NDArray[np.float64],
+    n_factors: int,
+    seed: int,
+    begin: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None,
 ) -> Iterator[NDArray[np.float32]]:
     """The items' factors, float32 (n_items, n_factors), after each pass; ends never. Those given stay as they are.
 
     Args:
         confidences: float32 (n_users, n_items): the confidence that an event was meant, >= 1 where there was one.
         l2_users, l2_items: > 0, the regularisation of each row.
+        begin: gets the items' factors as drawn, and gives those to begin with; absent: the drawn.
     """
     by_user, by_item = np.argsort(l2_users, kind="stable"), np.argsort(l2_items, kind="stable")
     ordered = confidences[by_user][:, by_item].tocsr()
@@ -62,6 +68,8 @@ def alternate(
     rng = np.random.default_rng(seed)
     x = rng.random((len(by_user), n_factors), np.float32) * np.float32(0.01)
     y = rng.random((len(by_item), n_factors), np.float32) * np.float32(0.01)
+    if begin is not None:
+        y = begin(y)[by_item]
     while True:
         users.solve(x, y)
         items.solve(y, x)

@@ -32,6 +32,26 @@ class ItemTable(nn.Module):  # type: ignore[misc]  # torch is untyped here
         self.register_buffer("content", torch.from_numpy(content), persistent=False)
         self.project = nn.Linear(content.shape[1], n_factors, bias=False)
 
+    def begin_at(self, vectors: NDArray[np.float32], bias: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
+        """Begins at what another table ended with; new items as drawn, moved to where their columns would put them.
+
+        Args:
+            vectors: float32 (n_before, d), of the other table.
+            bias: float32 (n_before,), its biases.
+            rows: int64 (n_items,), each item's row there; -1: it is new, and keeps its bias.
+        """
+        known = rows >= 0
+        ends, content = vectors[rows[known]], self.content.numpy().astype(np.float64)
+        seen = content[known]
+        gram = seen.T @ seen + np.eye(seen.shape[1])
+        project = np.linalg.solve(gram, seen.T @ ends)
+        ids = self.ids.weight.detach().numpy().astype(np.float64)
+        ids[known] = ends - seen @ project
+        with torch.no_grad():
+            self.project.weight.copy_(torch.from_numpy(project.T))
+            self.ids.weight.copy_(torch.from_numpy(ids))
+            self.bias[torch.from_numpy(known)] = torch.from_numpy(bias[rows[known]])
+
     def vectors(self) -> Tensor:
         """float32 (n_items, d)."""
         return self._sized(self.ids.weight + self.project(self.content))

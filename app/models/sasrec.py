@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from app.errors import MantaError
-from app.models import together
+from app.models import together, warm
 from app.models.adam import AdamW, warm_then_cosine
 from app.models.candidate import Progress, StopFitting
 from app.models.interactions import Catalogue, Histories, Interactions
@@ -27,6 +27,7 @@ from app.models.storage import checked, load_model_files, save_model
 from app.models.torch_arrays import arrays_of, load_arrays
 
 BATCH = 256  # histories encoded at once: bounds the attention matrices
+_SHAPE = ("n_factors", "blocks", "history", "similarity")  # what must be as it was for a fit to begin there
 HALF = 100  # dimensions from which on products of the loss are made in bfloat16: below they are not what costs
 
 
@@ -48,6 +49,7 @@ class SasRec:
 
     def __init__(self, params: BaseModel | None = None) -> None:
         self._asked = checked(params, SasRecParams)
+        self._before: tuple[Self, NDArray[np.int64]] | None = None
         nothing = np.zeros(0, np.int32)
         self._begin(Interactions(nothing, nothing, nothing.astype(np.float32), nothing.astype(np.int64), 0, 0))
 
@@ -59,6 +61,15 @@ class SasRec:
             self._encoder = _network(self.sizes, self._asked.heads)
         self._set_vectors(np.zeros((data.n_items, self.sizes.n_factors + 1), np.float32))
 
+    def begin_at(self, before: Self, rows: NDArray[np.int64]) -> Self:
+        """As `app.models.warm.WarmModel` has it: at all weights. What was left open is chosen as it was before."""
+        open_ones = {name: getattr(before.sizes, name) for name in _SHAPE if getattr(self._asked, name) is None}
+        asked = self._asked.model_copy(update=open_ones)
+        found = {"heads": before._asked.heads, **{name: getattr(before.sizes, name) for name in _SHAPE}}
+        warm.same_sizes(self.family, found, {name: getattr(asked, name) for name in found})
+        self._asked, self._before = asked, (before, rows)
+        return self
+
     def fit(self, data: Interactions, catalogue: Catalogue, *, seed: int = 0, progress: Progress | None = None) -> Self:
         """Fits.
 
@@ -69,22 +80,31 @@ class SasRec:
         with torch.random.fork_rng(), suppress(StopFitting):
             torch.manual_seed(seed)
             self._begin(data)
+            before, self._before = self._before, None
+            if before is not None:
+                fewer = warm.passes_of(self.sizes.iterations)
+                self.sizes = replace(self.sizes, iterations=fewer)
             items = table_of(
                 data,
                 catalogue,
                 self.sizes.n_factors,
-                warm_start=self._asked.warm_start,
+                warm_start=self._asked.warm_start and before is None,
                 content=self._asked.content,
                 seed=seed,
                 unit=self.sizes.similarity == "cosine",
             )
+            self._encoder = _network(self.sizes, self._asked.heads)
+            if before is not None:
+                model, rows = before
+                items.begin_at(model._vectors[:, :-1], model._vectors[:, -1], rows)
+                self._encoder.load_state_dict(model._encoder.state_dict())
             self._fit(data, items.to(training_device()), seed, progress)
         return self
 
     def _fit(self, data: Interactions, items: ItemTable, seed: int, progress: Progress | None) -> None:
         sizes, rng, device = self.sizes, np.random.default_rng(seed), training_device()
         sequences = Sequences.of(data)
-        self._encoder = _network(sizes, self._asked.heads).to(device)
+        self._encoder.to(device)
         step = _Step(items, self._encoder, data, sizes, device)
         self._take(items)
         learned = list(step.parameters())

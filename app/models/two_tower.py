@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from app.models import together
+from app.models import together, warm
 from app.models.adam import AdamW, warm_then_cosine
 from app.models.candidate import Progress, StopFitting
 from app.models.interactions import Catalogue, Histories, Interactions
@@ -18,6 +18,8 @@ from app.models.item_table import ItemTable, next_item_loss, table_of, training_
 from app.models.sequences import Sequences, newest_first, shuffled_batches
 from app.models.storage import FamilyParams, checked, load_model_files, save_model
 from app.models.torch_arrays import arrays_of, load_arrays
+
+_SHAPE = ("n_factors", "history", "n_hidden")  # what must be as it was for a fit to begin there
 
 
 class TwoTowerParams(FamilyParams):
@@ -72,18 +74,32 @@ class TwoTower:
     def __init__(self, params: BaseModel | None = None) -> None:
         self.params = checked(params, TwoTowerParams)
         self.n_items = 0
+        self._before: tuple[Self, NDArray[np.int64]] | None = None
         with torch.random.fork_rng():
             self._user = UserTower(self.params)
         self._table = torch.zeros(1, self.params.n_factors)  # (n_items + 1, d), padding last
         self._vectors = np.zeros((0, self.params.n_factors + 1), np.float32)
 
+    def begin_at(self, before: Self, rows: NDArray[np.int64]) -> Self:
+        """As `app.models.warm.WarmModel` has it: at all weights."""
+        found, wanted = ({name: getattr(model.params, name) for name in _SHAPE} for model in (before, self))
+        warm.same_sizes(self.family, found, wanted)
+        self._before = before, rows
+        return self
+
     def fit(self, data: Interactions, catalogue: Catalogue, *, seed: int = 0, progress: Progress | None = None) -> Self:
         with torch.random.fork_rng(), suppress(StopFitting):
             torch.manual_seed(seed)
             params = self.params
-            items = table_of(
-                data, catalogue, params.n_factors, warm_start=params.warm_start, content=params.content, seed=seed
-            )
+            before, self._before = self._before, None
+            drawn = params.warm_start and before is None
+            items = table_of(data, catalogue, params.n_factors, warm_start=drawn, content=params.content, seed=seed)
+            self._user, self._passes = UserTower(params), params.iterations
+            if before is not None:
+                model, rows = before
+                items.begin_at(model._vectors[:, :-1], model._vectors[:, -1], rows)
+                self._user.load_state_dict(model._user.state_dict())
+                self._passes = warm.passes_of(params.iterations)
             self._fit(data, items.to(training_device()), seed, progress)
         return self
 
@@ -92,13 +108,13 @@ class TwoTower:
         self.n_items = data.n_items
         sequences = Sequences.of(data)
         targets = sequences.targets
-        self._user = UserTower(params).to(device)
+        self._user.to(device)
         learned = [*items.parameters(), *self._user.parameters()]
-        steps = params.iterations * -(-len(targets) // params.batch)
+        steps = self._passes * -(-len(targets) // params.batch)
         optimizer = AdamW(learned, lr=params.lr, l2=params.l2, schedule=warm_then_cosine(steps, 0.1))
         self._take(items)
         together.begin(learned, seed)
-        for iteration in range(params.iterations):
+        for iteration in range(self._passes):
             self._user.train()
             for batch in shuffled_batches(len(targets), params.batch, rng):
                 some = together.mine(targets[batch])

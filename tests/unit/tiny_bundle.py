@@ -32,6 +32,7 @@ def write_tiny(
     ranker: Ranker | None = None,
     lineage: Lineage | None = None,
     events: int | None = None,
+    mix: tuple[tuple[str, int], ...] = MIX,
 ) -> Path:
     """A bundle of 60 items `{prefix}0` to `{prefix}59`; another prefix makes a disjoint catalogue.
 
@@ -40,13 +41,14 @@ def write_tiny(
         ranker: None: a network that has not learned.
         lineage: None: a metric, of no split.
         events: how many of the oldest it has learned from; None: all.
+        mix: its sources; popularity among them.
     """
     rows = [columns_of(row) for row in range(N_ITEMS)]
     columns = pa.table({name: [row[name] for row in rows] for name in ("title", "genres", "year")})
     items, data = Catalogue.of([f"{prefix}{row}" for row in range(N_ITEMS)], columns), interactions()
     data = data if events is None else data.first(events)
-    models = {name: make(name).fit(data, items) for name, _ in MIX}
-    spec = make_spec(items, [name for name, _ in MIX])
+    models = {name: make(name).fit(data, items) for name, _ in mix}
+    spec = make_spec(items, [name for name, _ in mix])
     network = NetworkRanker(feature_names(spec))
     if sick:
         torch.nn.init.constant_(network.module.out.weight, float("nan"))
@@ -56,7 +58,7 @@ def write_tiny(
         bundle_id=bundle_id,
         catalogue=items,
         models=models,
-        mix=MIX,
+        mix=mix,
         candidates=40,
         ranker=ranker or network,
         spec=spec,

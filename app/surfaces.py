@@ -54,8 +54,8 @@ class SurfaceSettings(Section):
     bundle_ms: float | None = Field(
         None,
         gt=0,
-        description="Slowest median of a lone request, in one thread, of a bundle that may go live here; null: "
-        "`timeout_ms`.",
+        description="Most CPU time that a lone request (the median of some) may take with a bundle that goes live "
+        "here; null: `timeout_ms`.",
     )
     bundle_bytes: int | None = Field(None, ge=1, description="Largest bundle that may go live here; null: any.")
     ranked: bool = Field(True, description="`false`: retrieval order is the configured answer (no ranker).")

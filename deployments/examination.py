@@ -19,8 +19,8 @@ class Examination:
     """Belongs to one event loop; the work is done in threads.
 
     Args:
-        smoke: answers from a bundle's folder and returns the milliseconds that takes; raises where that fails. One at
-            a time, for its memory.
+        smoke: answers from a bundle's folder and returns the milliseconds of CPU that takes; raises where that fails.
+            One at a time, for its memory.
     """
 
     def __init__(self, records: Records, settings: Settings, smoke: Smoke | None) -> None:

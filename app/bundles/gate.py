@@ -15,7 +15,7 @@ from app.settings import Settings
 # interrupted goes on as it was admitted.
 BEFORE = "before"
 SOUND = "sound"
-LATENCY = "latency_ms"  # median of a lone request, as the smoke request found it
+LATENCY = "latency_ms"  # CPU time of a lone request, as the smoke request found it
 
 # Looks at a bundle; raises BundleError (hashes) or any MantaError (smoke request) where something is wrong.
 Check = Callable[[], object]

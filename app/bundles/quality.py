@@ -140,7 +140,7 @@ def _comparable(candidate: Json, champion: Json, metric: str, own: float, pair: 
 def within_budget(
     settings: Settings, surfaces: Sequence[str], *, size: int | None = None, latency_ms: float | None = None
 ) -> GateResult:
-    """Size (bytes) and latency (median of a lone request) against what each surface allows; None: not judged now."""
+    """Size (bytes) and latency (CPU time of a lone request) against what each surface allows; None: not judged now."""
     for name in surfaces:
         surface = settings.surfaces[name]
         if size is not None and surface.bundle_bytes is not None and size > surface.bundle_bytes:
@@ -149,7 +149,7 @@ def within_budget(
         most_ms = surface.bundle_ms or surface.timeout_ms
         if latency_ms is not None and latency_ms > most_ms:
             key = "timeout_ms" if surface.bundle_ms is None else "bundle_ms"
-            reason = f"found {latency_ms:.1f} ms, the median of lone requests, wanted at most {most_ms:g}"
+            reason = f"found {latency_ms:.1f} ms of CPU for a lone request, wanted at most {most_ms:g}"
             return refusal("latency", f"{reason} (surfaces.{name}.{key})", {"ms": latency_ms, "wanted": most_ms})
     return GateResult(True, "")
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -110,28 +111,76 @@ def played(folder: Path) -> tuple[Path, Path]:
     return files
 
 
+PIPELINE = """
+name: nightly
+schedule: {at: "03:00"}
+deadline: 1h
+steps:
+  update:
+  sweep: {file: small.yaml}
+  promote: {surfaces: [home]}
+  publish:
+"""
+
+
+def killed_in_the_sweep(home: Path, file: Path) -> None:
+    """`manta pipeline` until its sweep is a job on Ray; then a second one is refused, and the first is killed -9."""
+    words = [sys.executable, "-P", "-m", "scripts.cli", "pipeline", str(file), "--once"]
+    with (home / "pipeline.log").open("wb") as log:
+        first = subprocess.Popen(words, env=bare(home), cwd=home, stdout=log, stderr=log)
+    try:
+        until = time.monotonic() + START_S
+        while b"sweep: job nightly-" not in (home / "pipeline.log").read_bytes():
+            assert first.poll() is None, (home / "pipeline.log").read_text()
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        second = manta(home, "pipeline", str(file), "--once")
+        assert second.returncode == 1
+        assert f"pipeline nightly: found it held by process {first.pid} on " in second.stderr
+    finally:
+        first.kill()
+        first.wait()
+
+
 @pytest.mark.timeout(2 * START_S)
-def test_jobs_on_the_systems_own_ray_learn_what_it_then_serves(up: Run, tmp_path: Path) -> None:
+def test_a_pipeline_on_the_systems_own_ray_learns_what_is_then_served(up: Run, tmp_path: Path) -> None:
     for kind, file in zip(("items", "events"), played(tmp_path), strict=True):
         sent = manta(up.home, "import", str(file), "--kind", kind, "--json")
         assert sent.returncode == 0, sent.stderr
-    sweep = tmp_path / "small.yaml"
-    sweep.write_text("name: small\nsearch: random\nfamilies: {popularity: {samples: 1}, item_knn: {samples: 1}}\n")
-    submit = "ray job submit -- manta"
-    line = f'eval "$({sys.executable} -P -m scripts.cli env)" && {submit} ingest && {submit} sweep {sweep}'
-    done = subprocess.run(["bash", "-c", line], env=bare(up.home), capture_output=True, text=True, timeout=START_S)
-    assert done.returncode == 0, done.stdout + done.stderr
-    listed = json.loads(manta(up.home, "bundles", "list", "--json").stdout)["bundles"]
-    assert [row["live"] for row in listed] == [[]], "registered, not live"
-    promoted = manta(up.home, "bundles", "promote", listed[0]["bundle"])
-    assert promoted.returncode == 0, promoted.stderr
-    assert manta(up.home, "bundles", "verify", listed[0]["bundle"]).returncode == 0
+    (tmp_path / "small.yaml").write_text(
+        "name: small\nsearch: random\nfamilies: {popularity: {samples: 1}, item_knn: {samples: 1}}\n"
+    )
+    nightly = tmp_path / "nightly.yaml"
+    nightly.write_text(PIPELINE)
+    killed_in_the_sweep(up.home, nightly)
+    done = manta(up.home, "pipeline", str(nightly), "--once", "--json")
+    assert done.returncode == 0, done.stderr
+    run = json.loads(done.stdout)
+    assert (run["state"], run["late_s"]) == ("live", None), run
+    steps = {step["step"]: step for step in run["steps"]}
+    assert [(name, step["state"], len(step["attempts"])) for name, step in steps.items()] == [
+        (name, "done", 1) for name in ("update", "sweep", "promote", "publish")
+    ]
+    assert all(step["seconds"] > 0 for step in steps.values())
+    assert steps["update"]["result"]["rows"]["events"] == 1800
+    asked = urllib.request.Request(up.dashboard + "/api/jobs/")
+    asked.add_header("Authorization", f"Bearer {(up.home / 'ray' / 'token').read_text()}")
+    with urllib.request.urlopen(asked, timeout=10) as answer:
+        jobs = [job["submission_id"] for job in json.load(answer) if (job["metadata"] or {}).get("run") == run["run"]]
+    assert sorted(jobs) == sorted(f"{run['run']}-{name}" for name in steps), "each ran once, under its name"
+    (only,) = json.loads(manta(up.home, "pipeline", str(nightly), "--history", "--json").stdout)["runs"]
+    assert only == run
     asked = urllib.request.Request(up.endpoint + "/v1/recommend", b'{"user_id": "u1", "k": 5}')
     asked.add_header("Content-Type", "application/json")
     with urllib.request.urlopen(asked, timeout=10) as answer:
         said = json.load(answer)
-    assert said["bundle"] == listed[0]["bundle"]
+    assert said["bundle"] == run["bundle"]
     assert len(said["items"]) == 5
+    followed = manta(tmp_path / "other", "bundles", "follow", "--once", "--from", up.kafka, "--json")
+    assert followed.returncode == 0, followed.stderr
+    assert [(one["bundle"], one["outcome"]) for one in json.loads(followed.stdout)["followed"]] == [
+        (run["bundle"], "imported")
+    ]
 
 
 def test_only_haproxys_two_ports_are_open_to_others(up: Run) -> None:

@@ -181,4 +181,5 @@ def _said(step: str, result: dict[str, Any]) -> str:
         return (result.get("bundle") or result.get("reason") or "") + (f" of {trials}{cut}" if trials else "")
     if step == "promote":
         return result.get("reason") or f"live on {', '.join(result.get('surfaces') or [])}"
-    return f"{result.get('address', '')}{'' if result.get('sent', True) else ' (stood there already)'}"
+    stood = "" if result.get("sent", True) else " (stood there already)"
+    return result.get("reason") or f"{result.get('address', '')}{stood}"

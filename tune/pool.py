@@ -97,12 +97,12 @@ class Pool:
                 if not self._head.look(self._sweep):
                     time.sleep(LOOK_S / 4)
                     continue
-                self._hire(work)
-                self._hand_out(work)
                 if not any(worker.job for worker in self._workers) and not any(work.waiting().values()):
                     return True
-                if over():
+                if over():  # before a worker is started for what has no time left
                     return False
+                self._hire(work)
+                self._hand_out(work)
                 self._hear(work)
         except RayError as error:
             again = f"`--resume {self._sweep}` goes on from there"

@@ -119,12 +119,15 @@ def promote(settings: Settings, home: Path, run: RunRecord, make_live: Promote) 
 
 
 def publish(settings: Settings, home: Path, run: RunRecord) -> Found:
-    """What the promotion has put live, on the topic; a second time it stands there already."""
+    """What the promotion has put live, on the topic, where it may stand already; not what was taken back since."""
     promoted = run.step("promote")
     assert promoted is not None
     registry = open_registry(settings, home)
     try:
-        return announce(settings, registry, str(promoted.result["promotion"]))
+        promotion = registry.promotion(str(promoted.result["promotion"]))
+        if promotion.state == "rolled_back":
+            return {"sent": False, "address": None, "reason": f"taken back: {promotion.reason or '-'}"}
+        return announce(settings, registry, promotion.id)
     finally:
         registry.close()
 

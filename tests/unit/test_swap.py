@@ -191,7 +191,7 @@ async def test_answers_that_take_much_longer_than_before_are_taken_back(registry
     await ended(registry, (await swap.promote("b1", None, False, None)).id)
     for replica in replicas:
         replica.tallies = {"b1": Tally(600, 0, fast)}
-    await asyncio.sleep(0.2)
+    await until(lambda: [tally.asked for tally in swap.rollout.tallies("b1").values()] == [600, 600])
     slower = await swap.promote("b2", None, False, None)
     await ended(registry, slower.id)
     replicas[0].tallies = {"b2": Tally(600, 0, slow_times)}
@@ -199,7 +199,7 @@ async def test_answers_that_take_much_longer_than_before_are_taken_back(registry
     why = registry.promotion(slower.id)
     assert "latency: 95% of its answers took up to 256 ms, of those before 8 ms" in str(why.reason)
     assert why.figures["harm"]["by"] == "latency"
-    assert registry.aliases().live == {"home": "b1", "related": "b1"}
+    await until(lambda: registry.aliases().live == {"home": "b1", "related": "b1"})
 
 
 async def test_clicks_that_fall_take_it_back_where_it_still_shows(registry: Registry, make: Any) -> None:

@@ -189,6 +189,8 @@ class Choice:
     ) -> NDArray[np.float64]:
         """float64 (C,): places by scores; `judged`: the cases whose item any source found, cut out already."""
         ranks = np.full(len(self._judging), np.inf)
+        if not len(self._answered):
+            return ranks
         found = (judged or self._judging.some(self._answered)).examples(mix, self._limit, spec)
         ranks[self._answered] = score_ranks(found, score(found.features))
         return ranks

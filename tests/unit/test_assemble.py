@@ -99,9 +99,12 @@ def test_a_table_says_of_each_mix_what_asking_its_sources_would(mix: Mix, limit:
     np.testing.assert_array_equal(table.some(few).ranks(mix, limit), order_ranks(wanted)[few])
 
 
-def assembled(**more: Any) -> tuple[Assembled, dict[str, CandidateModel], list[str], list[str]]:
+def assembled(
+    slices: Slices | None = None, names: Sequence[str] | None = None, **more: Any
+) -> tuple[Assembled, dict[str, CandidateModel], list[str], list[str]]:
     """What is chosen in the small world; its models, what was fitted earlier, and what was said to be likely."""
-    items, slices, values = world()
+    items, given_slices, values = world()
+    slices, values = slices or given_slices, {name: values[name] for name in names or values}
     whole = slices.interactions
     models = {name: make(name).fit(whole.first(int(slices.validation[0])), items) for name in values}
     asked, hoped = list[str](), list[str]()
@@ -157,6 +160,18 @@ def test_without_rankers_nothing_is_fitted_for_them() -> None:
     assert found.chain.ranker is None
     assert found.examples is None
     assert not [row for row in found.ablation if "ranked (" in row["stage"]]
+
+
+def test_where_no_source_finds_anything_the_best_alone_is_taken() -> None:
+    _, slices, _ = world()
+    whole = slices.interactions
+    items = whole.items.copy()
+    items[slices.validation] = 59  # an item of none of the events that sources learn from, and of no genre of theirs
+    lost = replace(slices, interactions=replace(whole, items=items))
+    found = assembled(slices=lost, names=("item_knn", "popularity"))[0]
+    assert found.chain.mix == (("item_knn", 100), ("popularity", 1))
+    assert found.chain.ranker is None
+    assert found.evaluation.metrics["hit_rate_at_50"] == 0.0
 
 
 def test_a_ranker_learns_from_the_log_where_there_is_one() -> None:

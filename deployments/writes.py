@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from app.api.problems import FieldError, Problem
+from app.api.problems import FieldError, Problem, wanted_in
 from app.errors import Conflict, NotFound
 from app.events.gathering import Record
 from app.events.plain import messages_of
@@ -233,4 +233,4 @@ def _rejected(index: int, error: EventRejected) -> Json:
 
 def _problem(error: EventRejected, raw: Json) -> Problem:
     found = raw.get(error.field) if error.field is not None else None
-    return Problem(422, str(error), [FieldError(error.field or "body", found, str(error))])
+    return Problem(422, str(error), [FieldError(error.field or "body", found, wanted_in(str(error)))])

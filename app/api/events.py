@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Query
 
-from app.api.problems import FieldError, Problem, wrong
+from app.api.problems import FieldError, Problem, wanted_in, wrong
 from app.api.routing import Json, StrictRoute, problems
 from app.api.schemas import EventsAnswer
 from app.api.service import Service
@@ -84,4 +84,5 @@ def _field_error(posted: Sequence[Any], rejected: Mapping[str, Any]) -> FieldErr
     raw, field = posted[rejected["index"]], rejected.get("field")
     found = raw.get(field) if isinstance(raw, dict) and field is not None else raw if field is None else None
     place = [str(rejected["index"])] if len(posted) > 1 else []
-    return FieldError(".".join([*place, *([field] if field else [])]) or "body", found, rejected["message"])
+    where = ".".join([*place, *([field] if field else [])]) or "body"
+    return FieldError(where, found, wanted_in(rejected["message"]))

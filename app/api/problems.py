@@ -99,6 +99,11 @@ def wrong(field: str, found: Any, wanted: str) -> Problem:
     return Problem(422, f"{field}: {wanted}", [FieldError(field, found, wanted)])
 
 
+def wanted_in(message: str) -> str:
+    """What was wanted, out of `FIELD: found X, wanted Y`; all of a message of another form."""
+    return message.rpartition(", wanted ")[2]
+
+
 def shown_problem(error: BaseException) -> Problem:
     """What a client is told of any error; one that is not known is logged, and its words stay here."""
     known = problem_of(error)

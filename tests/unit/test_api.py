@@ -340,7 +340,8 @@ def test_a_refused_entry_is_shown_with_its_own_value() -> None:
     twice = [*rejected, {"index": 1, "code": "type", "message": "found 3, wanted an object"}]
     with pytest.raises(Problem) as refused:
         refuse_all_wrong([{"user_id": ""}, 3], twice)
-    assert [(one.field, one.found) for one in refused.value.errors] == [("0.user_id", ""), ("1", 3)]
+    found = [(one.field, one.found, one.wanted) for one in refused.value.errors]
+    assert found == [("0.user_id", "", "user_id: wanted less"), ("1", 3, "an object")]
 
 
 async def test_a_long_history_comes_in_pages() -> None:

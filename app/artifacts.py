@@ -1,5 +1,6 @@
 """Files in an artifact store: a folder, or an address that pyarrow's file systems know (`s3://…`, `gs://…`)."""
 
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -22,8 +23,13 @@ def file_system(address: str) -> tuple[fs.FileSystem, str]:
     try:
         system, path = fs.FileSystem.from_uri(address if "://" in address else str(Path(address).absolute()))
     except (*StoreError, ValueError) as error:
-        raise MantaError(f"found {address!r}, wanted a path, s3:// or gs:// ({error})") from None
+        raise MantaError(f"found {shown(address)!r}, wanted a path, s3:// or gs:// ({error})") from None
     return system, path
+
+
+def shown(address: str) -> str:
+    """The address as it may be printed: without the secret key that it may carry."""
+    return re.sub(r"(://[^/:@]*):[^/@]*@", r"\1:***@", address)
 
 
 def below(address: str, name: str) -> str:

@@ -110,9 +110,11 @@ def export(
     json_: show.JsonFlag = False,
 ) -> None:
     """Copies a bundle out, for another system to import; verified first."""
+    from app.artifacts import shown
     from app.bundles.transfer import export_bundle
 
-    _say(asdict(export_bundle(_registry().bundle(bundle).folder, to)), json_)
+    sent = asdict(export_bundle(_registry().bundle(bundle).folder, to))
+    _say(sent | {"place": shown(sent["place"])}, json_)
 
 
 def import_(

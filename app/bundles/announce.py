@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from app.artifacts import Place, StoreError, below
+from app.artifacts import Place, StoreError, below, shown
 from app.bundles.manifest import MANIFEST
 from app.bundles.registry import Promotion, Registry
 from app.bundles.transfer import export_bundle
@@ -80,7 +80,7 @@ def exported(folder: Path, address: str, digest: str) -> str:
         try:
             there = sha256(place.read(MANIFEST)).hexdigest()
         except StoreError as error:
-            raise MantaError(f"{address}: found {error}, wanted a place that can be read") from None
+            raise MantaError(f"{shown(address)}: found {error}, wanted a place that can be read") from None
         if there != digest:
             raise
         return below(address, folder.name)

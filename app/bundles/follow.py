@@ -17,7 +17,7 @@ import orjson
 import sqlalchemy as sa
 from pydantic import ValidationError
 
-from app.artifacts import Place, StoreError
+from app.artifacts import Place, StoreError, shown
 from app.bundles.manifest import MANIFEST, Manifest, read_manifest, verify
 from app.bundles.registry import Registry, bundles_folder, open_registry
 from app.bundles.retention import retire
@@ -169,6 +169,7 @@ class Follower:
             MantaError: the store does not answer.
         """
         address = str(message.address)
+        where = shown(address)
         try:
             place = Place.of(address)
         except MantaError as error:
@@ -176,15 +177,15 @@ class Follower:
         fresh = self._parent / f"{COMING}{secrets.token_hex(4)}"
         try:
             if not place.has(MANIFEST):
-                raise BundleError(f"{address}: found no bundle, wanted {message.bundle}, which was published there")
+                raise BundleError(f"{where}: found no bundle, wanted {message.bundle}, which was published there")
             place.get(MANIFEST, fresh / MANIFEST)
             digest = sha256((fresh / MANIFEST).read_bytes()).hexdigest()
             if digest != message.manifest_sha256:
                 said = f"SHA-256 {digest}, wanted {message.manifest_sha256} as it was published"
-                raise BundleError(f"bundle {message.bundle}: {address}/{MANIFEST}: found {said}")
+                raise BundleError(f"bundle {message.bundle}: {where}/{MANIFEST}: found {said}")
             manifest = read_manifest(fresh)
             if manifest.id != message.bundle:
-                raise BundleError(f"{address}: found bundle {manifest.id}, wanted {message.bundle}")
+                raise BundleError(f"{where}: found bundle {manifest.id}, wanted {message.bundle}")
             target = self._parent / manifest.id
             if target.exists():  # of a kill before it was registered
                 if (target / MANIFEST).read_bytes() != (fresh / MANIFEST).read_bytes():
@@ -196,9 +197,9 @@ class Follower:
             verify(fresh)
             appear(fresh, target)
         except FileNotFoundError as error:
-            raise BundleError(f"bundle {message.bundle}: {address}: found {error}, wanted all its files") from None
+            raise BundleError(f"bundle {message.bundle}: {where}: found {error}, wanted all its files") from None
         except StoreError as error:
-            raise MantaError(f"{address}: found {error}, wanted a store that answers") from None
+            raise MantaError(f"{where}: found {error}, wanted a store that answers") from None
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
         return target, manifest

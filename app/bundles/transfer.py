@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.artifacts import Place, StoreError, below
+from app.artifacts import Place, StoreError, below, shown
 from app.bundles.manifest import MANIFEST, Manifest, read_manifest, verify
 from app.bundles.whole import COMING, appear
 from app.errors import BundleError, Conflict, MantaError
@@ -34,11 +34,11 @@ def export_bundle(folder: Path, address: str) -> Transferred:
     try:
         place = Place.of(address) / manifest.id
         if place.has(MANIFEST):
-            raise Conflict(f"{address}: found a bundle {manifest.id}, wanted none: bundles never change")
+            raise Conflict(f"{shown(address)}: found a bundle {manifest.id}, wanted none: bundles never change")
         size = sum(place.put(name, folder / name) for name in sorted(manifest.files))
         size += place.put(MANIFEST, folder / MANIFEST)
     except StoreError as error:
-        raise MantaError(f"{address}: found {error}, wanted a place that can be written") from None
+        raise MantaError(f"{shown(address)}: found {error}, wanted a place that can be written") from None
     return Transferred(manifest.id, below(address, manifest.id), len(manifest.files) + 1, size)
 
 
@@ -70,7 +70,7 @@ def import_bundle(
         verify(fresh)
         appear(fresh, target)
     except StoreError as error:
-        raise BundleError(f"{address}: found {error}, wanted a bundle's folder") from None
+        raise BundleError(f"{shown(address)}: found {error}, wanted a bundle's folder") from None
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return _arrived(target, manifest), manifest

@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from app.artifacts import Place, StoreError
+from app.artifacts import Place, StoreError, below
 from app.errors import MantaError, StateUnavailable
 from app.settings import Settings
 from app.state.layout import FORMAT, StatePaths, current_generation, database
@@ -75,7 +75,7 @@ def checkpoints_place(settings: Settings, home: Path) -> str:
 
 def place_of(place: str, share: Share) -> str:
     """Where among the checkpoints those of a share are."""
-    return f"{place.rstrip('/')}/{SHARD}{share.shard}-of-{share.of}" if share.is_shard else place
+    return below(place, f"{SHARD}{share.shard}-of-{share.of}") if share.is_shard else place
 
 
 def write_checkpoints(settings: Settings, home: Path) -> list[CheckpointReport]:

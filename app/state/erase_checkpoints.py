@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from app.artifacts import Place, StoreError
+from app.artifacts import Place, StoreError, below
 from app.erasure.places import PlaceReport, Subject, cleared
 from app.errors import MantaError, StateUnavailable
 from app.faults import reach
@@ -38,7 +38,7 @@ class CheckpointsPlace:
             # Of another number of shards, or of another placement
             store = Place.of(address)
             for name in store.folders():
-                if name.startswith(SHARD) and f"{address.rstrip('/')}/{name}" not in wanted.values():
+                if name.startswith(SHARD) and below(address, name) not in wanted.values():
                     store.remove(name)
         except StoreError as error:
             raise MantaError(f"checkpoints at {address}: found {error}, wanted a place that can be written") from None

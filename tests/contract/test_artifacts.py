@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from app.artifacts import Place, StoreError, below, file_system
+from app.artifacts import Place, StoreError, below, file_system, shown
 from app.bundles.load import load_bundle
 from app.bundles.manifest import MANIFEST
 from app.bundles.transfer import export_bundle, import_bundle
@@ -95,8 +95,11 @@ def test_what_was_damaged_in_the_store_does_not_arrive(store: str, written: Path
 
 def test_a_store_that_refuses_is_one_line(s3: str, written: Path) -> None:
     wrong = address(s3, "x").replace(SECRET, "wrong-secret")
-    with pytest.raises(MantaError, match="wanted a place that can be written"):
+    with pytest.raises(MantaError, match="wanted a place that can be written") as refused:
         export_bundle(written, wrong)
+    assert "wrong-secret" not in str(refused.value)
+    assert shown(wrong) == wrong.replace("wrong-secret", "***")
+    assert shown("/a:b@c") == "/a:b@c"
 
 
 def test_addresses_of_all_stores() -> None:

@@ -15,7 +15,7 @@ from app.state.batch import Batch
 from app.state.checkpoint import MANIFEST, place_of, restore_newest, write_checkpoint, write_checkpoints
 from app.state.erase_checkpoints import CheckpointsPlace
 from app.state.erasures import erase_here
-from app.state.layout import StatePaths, choose_generation, database
+from app.state.layout import MARK, StatePaths, choose_generation, database
 from app.state.reader import EMPTY_HISTORY
 from app.state.shares import shard, shard_of, shares
 from app.state.states_here import StatesHere, erase_left_behind
@@ -49,7 +49,7 @@ def test_they_are_replaced_by_one_without_the_user(tmp_path: Path) -> None:
     assert report.detail == "2 replaced by a new one"
     assert files_with(tmp_path, USER) == []
     assert restore_newest(str(tmp_path / "store"), tmp_path / "new")
-    assert list(content(tmp_path / "new")["histories"]) == [b"uother"]
+    assert list(content(tmp_path / "new")["histories"]) == [MARK, b"uother"]
 
     (report,) = CheckpointsPlace(settings, tmp_path / "nowhere").clear(SUBJECT)
     assert "removed; none could be made anew" in report.detail
@@ -92,7 +92,7 @@ def test_shards_their_checkpoints_and_what_a_command_shows_of_them(tmp_path: Pat
     assert not (tmp_path / "store" / "shard-3-of-4").exists()
     mine = shard(shard_of("other", 2), 2)
     assert restore_newest(place_of(str(tmp_path / "store"), mine), tmp_path / "new")
-    assert list(content(tmp_path / "new")["histories"]) == [b"uother"]
+    assert list(content(tmp_path / "new")["histories"]) == [MARK, b"uother"]
 
 
 def test_one_that_was_being_written_meanwhile_is_not_left_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,3 +128,23 @@ def test_size_and_latency_stay_within_each_surfaces_budget(tmp_path: Path) -> No
     with pytest.raises(GateRefused, match="latency: found 99"):
         admit(registry, settings, "big", ["mail"], smoke=lambda: 99.0)
     assert admit(registry, settings, "big", force=True, smoke=lambda: 99.0).promotion.figures["latency_ms"] == 99.0
+
+
+def test_the_gate_pairs_what_lies_in_both_bundles(tmp_path: Path) -> None:
+    """Of the very same validation cases, whatever was live when they were built."""
+    settings = Settings.model_validate({"surfaces": {"home": {}}})
+    registry = Registry(f"sqlite:///{tmp_path / 'registry.db'}")
+    for name, one in (("a", judged(1)), ("worse", judged(2, -0.004)), ("close", judged(3, -0.0001))):
+        (tmp_path / name).mkdir()
+        one.save(tmp_path / name / JUDGED)
+        mean = float(one.values["ndcg_at_10"].mean())
+        split = {"snapshot": "s", "cases": 200}
+        manifest = {"id": name, "metrics": {"ndcg_at_10": mean}, "data_hash": "d", "validation": split}
+        registry.register(name, tmp_path / name, manifest)
+    registry.move("a", {"home": None})
+    with pytest.raises(GateRefused, match="wanted an interval that reaches zero") as refused:
+        admit(registry, settings, "worse")
+    assert refused.value.figures["basis"] == "same validation cases"
+    interval: Any = refused.value.figures["interval"]
+    assert interval[0] < -0.004 < interval[1] < 0
+    assert admit(registry, settings, "close").promotion.figures["interval"][1] > 0

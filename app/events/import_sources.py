@@ -15,7 +15,7 @@ import pyarrow.parquet
 import sqlalchemy
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from app.artifacts import file_system
+from app.artifacts import file_system, shown
 from app.errors import MantaError, SettingsError
 from app.events.import_csv import Unreadable, csv_rows
 
@@ -77,19 +77,20 @@ class FileSource:
                         looked = True
                     yield rows
         except (OSError, pa.ArrowException) as error:
-            raise MantaError(f"import: {self.path}: not readable: {str(error).partition(chr(10))[0]}") from None
+            why = str(error).partition("\n")[0].replace(self.path, shown(self.path))
+            raise MantaError(f"import: {shown(self.path)}: not readable: {why}") from None
 
     def _files(self) -> tuple[pa.fs.FileSystem, list[str]]:
         filesystem, path = (self.filesystem, self.path) if self.filesystem is not None else self._store()
         found = filesystem.get_file_info(path)
         if found.type == pa.fs.FileType.NotFound:
-            raise MantaError(f"import: {self.path}: found nothing there, wanted a file or a folder")
+            raise MantaError(f"import: {shown(self.path)}: found nothing there, wanted a file or a folder")
         if found.type == pa.fs.FileType.File:
             return filesystem, [path]
         inside = filesystem.get_file_info(pa.fs.FileSelector(path, recursive=True))
         files = sorted(file.path for file in inside if file.type == pa.fs.FileType.File and _suffix(file.path))
         if not files:
-            raise MantaError(f"import: {self.path}: found no file with rows, wanted {', '.join(_SUFFIXES)}")
+            raise MantaError(f"import: {shown(self.path)}: found no file with rows, wanted {', '.join(_SUFFIXES)}")
         return filesystem, files
 
     def _store(self) -> tuple[pa.fs.FileSystem, str]:

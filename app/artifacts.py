@@ -10,6 +10,7 @@ from pyarrow import ArrowException, fs
 from app.errors import MantaError
 
 _PIECE = 4 << 20
+_GS_RETRY_S = 30  # of itself Google's client tries for a quarter of an hour, also where there is nobody
 # What a store raises, whatever it is.
 StoreError = (OSError, ArrowException)
 
@@ -20,10 +21,14 @@ def file_system(address: str) -> tuple[fs.FileSystem, str]:
     Raises:
         MantaError: no such kind of address.
     """
+    wanted = address if "://" in address else str(Path(address).absolute())
+    if wanted.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in wanted:
+        wanted += f"{'&' if '?' in wanted else '?'}retry_limit_seconds={_GS_RETRY_S}"
     try:
-        system, path = fs.FileSystem.from_uri(address if "://" in address else str(Path(address).absolute()))
+        system, path = fs.FileSystem.from_uri(wanted)
     except (*StoreError, ValueError) as error:
-        raise MantaError(f"found {shown(address)!r}, wanted a path, s3:// or gs:// ({error})") from None
+        why = str(error).replace(wanted, shown(address))
+        raise MantaError(f"found {shown(address)!r}, wanted a path, s3:// or gs:// ({why})") from None
     return system, path
 
 

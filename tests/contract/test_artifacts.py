@@ -106,5 +106,12 @@ def test_addresses_of_all_stores() -> None:
     system, path = file_system("gs://anonymous@shop/bundles")
     assert isinstance(system, fs.GcsFileSystem)
     assert path == "shop/bundles"
+    (options,) = system.__reduce__()[1]
+    assert options["retry_time_limit"].total_seconds() == 30, "nobody waits for a quarter of an hour"
+    (options,) = file_system("gs://anonymous@shop/a?retry_limit_seconds=7")[0].__reduce__()[1]
+    assert options["retry_time_limit"].total_seconds() == 7
+    with pytest.raises(MantaError, match="wanted a path, s3:// or gs://") as refused:
+        file_system("ftp://me:s3cret@host/x")
+    assert "s3cret" not in str(refused.value)
     assert below("s3://k:s@shop/a/?scheme=http&region=x", "b") == "s3://k:s@shop/a/b?scheme=http&region=x"
     assert below("/data/who?/", "b") == "/data/who?/b"

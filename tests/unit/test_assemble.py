@@ -23,9 +23,11 @@ from app.retrieval.sources import Source, retrieve, source_of
 from tests.unit.chain_world import catalogue, interactions
 from tune.assemble import Assembled, assemble
 from tune.case_table import CaseTable
+from tune.chain_cost import Costs
 from tune.chains import Chain, Mix, Slices, judge_chain, order_ranks, plain_query, score_ranks
 from tune.choice import Option, alone, chosen, whole_list_ndcg
 from tune.mixes import MixPlan
+from tune.objective import Objective
 from tune.ranker_plan import RankerPlan
 
 
@@ -160,6 +162,19 @@ def test_without_rankers_nothing_is_fitted_for_them() -> None:
     assert found.chain.ranker is None
     assert found.examples is None
     assert not [row for row in found.ablation if "ranked (" in row["stage"]]
+
+
+def test_what_serving_costs_is_taken_off() -> None:
+    objective = Objective(latency_ms=0.01, megabyte=0.5)
+    costs = Costs(objective, {"ease": 2.0, "item_knn": 1.0}, {"ease": 4_000_000}, ranker_ms=3.0)
+    mix = (("ease", 100), ("item_knn", 60), ("popularity", 20))
+    assert costs.of(mix) == pytest.approx(0.01 * 3 + 0.5 * 4)
+    assert costs.of(mix, ranked=True) == pytest.approx(0.01 * 6 + 0.5 * 4)
+    assert Costs().of(mix, ranked=True) == 0.0
+    dear = Costs(Objective(latency_ms=1000.0), dict.fromkeys(world()[2], 0.1))  # the ranker is measured
+    found = assembled(costs=dear)[0]
+    assert found.chain.ranker is None
+    assert {name for name, _ in found.chain.mix} == {"content", "popularity"}  # those that always stay
 
 
 def test_where_no_source_finds_anything_the_best_alone_is_taken() -> None:

@@ -1,5 +1,6 @@
 """What went live, on the topic `bundles.published`, with the place from which another cluster takes it."""
 
+import re
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -73,17 +74,23 @@ def exported(folder: Path, address: str, digest: str) -> str:
     """
     if not address:
         return str(folder.absolute())
+    there = without_keys(below(address, folder.name))
     try:
-        return export_bundle(folder, address).place
+        export_bundle(folder, address)
     except Conflict:
         place = Place.of(address) / folder.name
         try:
-            there = sha256(place.read(MANIFEST)).hexdigest()
+            found = sha256(place.read(MANIFEST)).hexdigest()
         except StoreError as error:
             raise MantaError(f"{shown(address)}: found {error}, wanted a place that can be read") from None
-        if there != digest:
+        if found != digest:
             raise
-        return below(address, folder.name)
+    return there
+
+
+def without_keys(address: str) -> str:
+    """The address without the access keys that it may carry: who follows has its own."""
+    return re.sub(r"://[^/@]*@", "://", address, count=1)
 
 
 def _stands(settings: Settings, promotion: str) -> bool:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from app.bundles import follow
-from app.bundles.announce import announce, announcement
+from app.bundles.announce import announce, announcement, without_keys
 from app.bundles.follow import Followed, Follower, source_of
 from app.bundles.load import load_bundle
 from app.bundles.manifest import MANIFEST
@@ -232,6 +232,12 @@ def test_a_store_that_does_not_answer_is_tried_again(
         with pytest.raises(MantaError, match="connection refused, wanted a store that answers"):
             taken(tmp_path / "other", shop.settings)
     assert [one.outcome for one in taken(tmp_path / "other", shop.settings)] == ["imported"]
+
+
+def test_what_is_published_carries_no_keys() -> None:
+    assert without_keys("s3://key:secret@shop/b1?region=x") == "s3://shop/b1?region=x"
+    assert without_keys("s3://shop/b@1") == "s3://shop/b@1"
+    assert without_keys("/data/a@b/b1") == "/data/a@b/b1"
 
 
 def test_one_follows_at_a_time_and_a_known_broker(shop: Shop, tmp_path: Path) -> None:
